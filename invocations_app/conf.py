@@ -1,0 +1,357 @@
+"""The settings ``INVOCATIONS`` and ``INVOCATIONS_HOST``, typed and with their defaults.
+
+Reading is cached until a setting changes. Whether dotted paths can be imported
+is left to the checks and to whoever uses them: reading settings imports nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+ENDPOINTS_SETTING = "INVOCATIONS"
+HOST_SETTING = "INVOCATIONS_HOST"
+DEFAULT_SESSION_STORE = "invocations_app.storage.OrmSessionStore"
+
+_ALIAS = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_PATH = re.compile(r"[A-Za-z0-9._~-]+(/[A-Za-z0-9._~-]+)*")
+_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake in the settings, in the words of a system check."""
+
+    id: str
+    message: str
+    hint: str
+
+
+class _Invalid(Exception):
+    """A value is not of its key's kind; the text says what to write."""
+
+
+Reader = Callable[[Any], Any]
+
+
+def _dotted(value: Any) -> str:
+    if not isinstance(value, str) or _DOTTED.fullmatch(value) is None:
+        raise _Invalid("Write a dotted path, such as 'project.agents.build_assistant'.")
+    return value
+
+
+def _optional_dotted(value: Any) -> str | None:
+    if value is None:
+        return None
+    try:
+        return _dotted(value)
+    except _Invalid:
+        raise _Invalid("Write a dotted path, such as 'project.hooks.run_hook', or None.") from None
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _Invalid("Write True or False.")
+    return value
+
+
+def _optional_boolean(value: Any) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise _Invalid("Write True, False or None.")
+    return value
+
+
+def _url_path(value: Any) -> str:
+    if not isinstance(value, str) or _PATH.fullmatch(value) is None or value == "readiness":
+        raise _Invalid("Write a URL path without outer slashes, such as 'invocations' or 'api/agent'.")
+    return value
+
+
+def _choice(*allowed: str) -> Reader:
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or value not in allowed:
+            raise _Invalid("Write one of " + ", ".join(repr(name) for name in allowed) + ".")
+        return value
+
+    return read
+
+
+def _number(unit: str, *, minimum: float, whole: bool = False, optional: bool = False) -> Reader:
+    kinds = (int,) if whole else (int, float)
+
+    def read(value: Any) -> float | None:
+        if value is None and optional:
+            return None
+        if isinstance(value, bool) or not isinstance(value, kinds) or not minimum <= value < float("inf"):
+            a_number = "a whole number" if whole else "a number"
+            or_none = ", or None" if optional else ""
+            raise _Invalid(f"Write {a_number} of {unit}, {minimum:g} or more{or_none}.")
+        return value
+
+    return read
+
+
+def _strings(example: str) -> Reader:
+    def read(value: Any) -> frozenset[str]:
+        if not isinstance(value, (list, tuple, set, frozenset)) or not all(isinstance(item, str) for item in value):
+            raise _Invalid(f"Write a list of strings, such as {example}.")
+        return frozenset(value)
+
+    return read
+
+
+def _paths(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise _Invalid("Write a list of dotted paths.")
+    return tuple(_dotted(item) for item in value)
+
+
+def _optional_classes(value: Any) -> tuple[Any, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or not all(
+        isinstance(item, type) or (isinstance(item, str) and _DOTTED.fullmatch(item)) for item in value
+    ):
+        raise _Invalid("Write a list of dotted paths of classes, or None for those of REST_FRAMEWORK.")
+    return tuple(value)
+
+
+def _setting(read: Reader, default: Any = MISSING) -> Any:
+    return field(default=default, metadata={"read": read})
+
+
+DEFAULT_OPTIONS = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "stop",
+        "seed",
+        "frequency_penalty",
+        "presence_penalty",
+        "tool_choice",
+        "response_format",
+    }
+)
+DEFAULT_MEDIA_TYPES = frozenset(
+    {
+        "image/png",
+        "image/jpeg",
+        "image/gif",
+        "image/webp",
+        "application/pdf",
+        "audio/wav",
+        "audio/mpeg",
+        "audio/mp3",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointSettings:
+    """One entry of ``INVOCATIONS``; each attribute is the key in lower case.
+
+    Attributes:
+        alias: The entry's key.
+        target: Dotted path to an agent, or to a sync or async factory of one.
+        cache_target: Resolve the target once a process; False: afresh for each run.
+        path: URL path of the endpoint below the include, without outer slashes.
+        run_hook: Dotted path of ``(invocation, *, target, request) -> invocation``.
+        response_hook: Dotted path of ``(result, *, invocation) -> result``.
+        stream_transform_hook: Dotted path of ``(update, *, invocation) -> update | None``.
+        session_store: Dotted path of a ``SessionStore`` class or a function that
+            returns one. Atomic commit and claims hold for the default only.
+        session_mode: ``auto``; ``required`` refuses a run without a session id;
+            ``disabled`` loads and stores nothing.
+        trust_isolation_headers: Believe the isolation headers. Only behind a
+            proxy that sets them itself.
+        expose_errors: Show the text of exceptions to callers; None: as DEBUG.
+        max_body_bytes: Largest request body, in bytes.
+        allowed_options: Names of the run options that a caller may send.
+        input_media_types: Media types that `input` may carry.
+        keepalive_seconds: Silence after which a stream gets a comment; 0: never.
+        run_timeout_seconds: Longest time a run may take.
+        on_disconnect: ``continue`` lets a run end when its last reader left,
+            ``cancel`` cancels it.
+        reader_stall_seconds: Time of taking nothing after which a reader counts
+            as having left.
+        unsupported_options: What to do with options that the target's ``run``
+            cannot take: ``warn`` drops them, ``error`` refuses.
+        authentication_classes: As in DRF; None: those of ``REST_FRAMEWORK``.
+        permission_classes: As in DRF; None: those of ``REST_FRAMEWORK``.
+        throttle_classes: As in DRF; None: those of ``REST_FRAMEWORK``.
+    """
+
+    alias: str
+    target: str = _setting(_dotted)
+    cache_target: bool = _setting(_boolean, True)
+    path: str = _setting(_url_path, "invocations")
+    run_hook: str | None = _setting(_optional_dotted, None)
+    response_hook: str | None = _setting(_optional_dotted, None)
+    stream_transform_hook: str | None = _setting(_optional_dotted, None)
+    session_store: str = _setting(_dotted, DEFAULT_SESSION_STORE)
+    session_mode: Literal["auto", "required", "disabled"] = _setting(_choice("auto", "required", "disabled"), "auto")
+    trust_isolation_headers: bool = _setting(_boolean, False)
+    expose_errors: bool | None = _setting(_optional_boolean, None)
+    max_body_bytes: int = _setting(_number("bytes", minimum=1, whole=True), 2 * 1024 * 1024)
+    allowed_options: frozenset[str] = _setting(_strings("['temperature']"), DEFAULT_OPTIONS)
+    input_media_types: frozenset[str] = _setting(_strings("['image/png']"), DEFAULT_MEDIA_TYPES)
+    keepalive_seconds: float = _setting(_number("seconds", minimum=0), 15)
+    run_timeout_seconds: float = _setting(_number("seconds", minimum=0.001), 600)
+    on_disconnect: Literal["continue", "cancel"] = _setting(_choice("continue", "cancel"), "continue")
+    reader_stall_seconds: float = _setting(_number("seconds", minimum=0.001), 30)
+    unsupported_options: Literal["warn", "error"] = _setting(_choice("warn", "error"), "warn")
+    authentication_classes: tuple[Any, ...] | None = _setting(_optional_classes, None)
+    permission_classes: tuple[Any, ...] | None = _setting(_optional_classes, None)
+    throttle_classes: tuple[Any, ...] | None = _setting(_optional_classes, None)
+
+    @property
+    def shows_errors(self) -> bool:
+        """Whether an exception's own text is shown to callers."""
+        return settings.DEBUG if self.expose_errors is None else self.expose_errors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSettings:
+    """``INVOCATIONS_HOST``: what is the process's; each attribute is the key in lower case.
+
+    Attributes:
+        require_targets: A target that cannot be built stops the boot; False: it
+            is logged, 503 at ``/readiness`` and 500 to callers.
+    """
+
+    require_targets: bool = _setting(_boolean, True)
+
+
+def _keys(kind: type[EndpointSettings] | type[HostSettings]) -> dict[str, Any]:
+    return {item.name.upper(): item for item in fields(kind) if "read" in item.metadata}
+
+
+def _read(
+    kind: type[EndpointSettings] | type[HostSettings], where: str, given: Mapping[Any, Any]
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Return the values read, by attribute name, and what is wrong with the others."""
+    keys = _keys(kind)
+    values: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for key, value in given.items():
+        item = keys.get(key)
+        if item is None:
+            known = ", ".join(sorted(keys))
+            problems.append(Problem("invocations.E002", f"{where} has an unknown key {key!r}.", f"Known keys: {known}."))
+            continue
+        try:
+            values[item.name] = item.metadata["read"](value)
+        except _Invalid as problem:
+            problems.append(
+                Problem("invocations.E003", f"{where}[{key!r}] has a value that it cannot have.", str(problem))
+            )
+    problems.extend(
+        Problem("invocations.E003", f"{where} has no {key!r}.", f"Add {key!r}: a dotted path to an agent or its factory.")
+        for key, item in keys.items()
+        if item.default is MISSING and key not in given
+    )
+    return values, problems
+
+
+def _path_problems(endpoints: Mapping[str, EndpointSettings]) -> list[Problem]:
+    problems = []
+    ordered = sorted(endpoints.values(), key=lambda endpoint: endpoint.path)
+    for index, first in enumerate(ordered):
+        problems.extend(
+            Problem(
+                "invocations.E005",
+                f"The paths of the endpoints {first.alias!r} and {second.alias!r} are equal or nested.",
+                "Give each endpoint a 'PATH' of its own that does not start with the other's.",
+            )
+            for second in ordered[index + 1 :]
+            if f"{second.path}/".startswith(f"{first.path}/")
+        )
+    return problems
+
+
+@functools.lru_cache(maxsize=1)
+def _load() -> tuple[dict[str, EndpointSettings], HostSettings, tuple[Problem, ...]]:
+    problems: list[Problem] = []
+    endpoints: dict[str, EndpointSettings] = {}
+    given = getattr(settings, ENDPOINTS_SETTING, None)
+    if not isinstance(given, Mapping) or not given:
+        problems.append(
+            Problem(
+                "invocations.E001",
+                f"{ENDPOINTS_SETTING} is not a dictionary of endpoints by alias.",
+                "Write INVOCATIONS = {'default': {'TARGET': 'project.agents.build_assistant'}}.",
+            )
+        )
+        given = {}
+    for alias, entry in given.items():
+        where = f"{ENDPOINTS_SETTING}[{alias!r}]"
+        if not isinstance(alias, str) or _ALIAS.fullmatch(alias) is None or not isinstance(entry, Mapping):
+            problems.append(
+                Problem(
+                    "invocations.E001",
+                    f"{where} is not an endpoint.",
+                    "Write an alias of letters, digits, '_' and '-' (64 at most), and a dictionary of its settings.",
+                )
+            )
+            continue
+        values, found = _read(EndpointSettings, where, entry)
+        problems.extend(found)
+        if not found:
+            endpoints[alias] = EndpointSettings(alias=alias, **values)
+    problems.extend(_path_problems(endpoints))
+    host_given = getattr(settings, HOST_SETTING, {})
+    host = HostSettings()
+    if isinstance(host_given, Mapping):
+        host_values, found = _read(HostSettings, HOST_SETTING, host_given)
+        problems.extend(found)
+        if not found:
+            host = HostSettings(**host_values)
+    else:
+        problems.append(
+            Problem("invocations.E001", f"{HOST_SETTING} is not a dictionary.", "Write INVOCATIONS_HOST = {}.")
+        )
+    return endpoints, host, tuple(problems)
+
+
+def get_problems() -> tuple[Problem, ...]:
+    """Return what is wrong with the two settings, for the system checks."""
+    return _load()[2]
+
+
+def get_endpoints() -> Mapping[str, EndpointSettings]:
+    """Return the well-formed endpoints by alias; the checks report the others."""
+    return _load()[0]
+
+
+def get_endpoint(alias: str) -> EndpointSettings:
+    """Return one endpoint.
+
+    Args:
+        alias: Its key in ``INVOCATIONS``.
+
+    Raises:
+        ImproperlyConfigured: If there is no such endpoint, or its settings are wrong.
+    """
+    try:
+        return _load()[0][alias]
+    except KeyError:
+        raise ImproperlyConfigured(
+            f"{ENDPOINTS_SETTING}[{alias!r}] is missing or wrong; 'manage.py check' says what to write."
+        ) from None
+
+
+def get_host() -> HostSettings:
+    """Return the settings of the process."""
+    return _load()[1]
+
+
+def clear_cache() -> None:
+    """Read the settings afresh at the next use."""
+    _load.cache_clear()

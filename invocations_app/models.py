@@ -1,0 +1,153 @@
+"""Tables: sessions, the messages of their histories, and invocations.
+
+JSON is kept as ASCII-escaped text: PostgreSQL's jsonb refuses NUL and lone
+surrogates, which models do write. What the columns mean together, and who may
+change them, is decided in ``storage``.
+"""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+
+class Scoped(models.Model):
+    """What a row is bound to: endpoint and isolation keys, and the Django user behind them."""
+
+    endpoint = models.CharField(_("endpoint"), max_length=64)
+    user_key = models.CharField(_("user key"), max_length=300, blank=True, default="")
+    chat_key = models.CharField(_("chat key"), max_length=256, blank=True, default="")
+    # No constraint in the database: a deferred one would fail at COMMIT, together with
+    # every other turn that is committed in the same transaction.
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("user"),
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        db_constraint=False,
+        related_name="+",
+    )
+
+    class Meta:
+        abstract = True
+
+
+class SessionRecord(Scoped):
+    """A session: the conversation state behind one session id in one scope."""
+
+    key = models.CharField(_("key digest"), max_length=64, unique=True, null=True, editable=False)
+    session_id = models.CharField(_("session id"), max_length=256)
+    opaque_id = models.CharField(_("opaque id"), max_length=64, unique=True, editable=False)
+    state = models.TextField(_("state"), blank=True, default="")
+    message_count = models.PositiveIntegerField(_("messages"), default=0)
+    version = models.PositiveBigIntegerField(_("version"), default=0)
+    claim_number = models.PositiveBigIntegerField(_("claim number"), default=0)
+    claimed_by = models.PositiveBigIntegerField(_("claimed by invocation"), null=True, blank=True)
+    claim_expires_at = models.DateTimeField(_("claim expires"), null=True, blank=True)
+    created_at = models.DateTimeField(_("created"))
+    updated_at = models.DateTimeField(_("last activity"), db_index=True)
+    archived_at = models.DateTimeField(_("archived"), null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("session")
+        verbose_name_plural = _("sessions")
+
+    def __str__(self) -> str:
+        return self.session_id
+
+
+class MessageRecord(models.Model):
+    """One message of a session's history, in the place its history provider gave it."""
+
+    session = models.ForeignKey(
+        SessionRecord,
+        verbose_name=_("session"),
+        on_delete=models.CASCADE,
+        db_constraint=False,
+        db_index=False,
+        related_name="messages",
+    )
+    source_id = models.CharField(_("history provider"), max_length=255)
+    position = models.PositiveIntegerField(_("position"))
+    role = models.CharField(_("role"), max_length=32)
+    payload = models.TextField(_("message"))
+    invocation = models.ForeignKey(
+        "InvocationRecord",
+        verbose_name=_("invocation"),
+        null=True,
+        on_delete=models.SET_NULL,
+        db_constraint=False,
+        db_index=False,
+        related_name="+",
+    )
+    created_at = models.DateTimeField(_("created"))
+
+    class Meta:
+        verbose_name = _("message")
+        verbose_name_plural = _("messages")
+        constraints = [
+            models.UniqueConstraint(fields=["session", "source_id", "position"], name="invocations_message_place")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.position}"
+
+
+class InvocationRecord(Scoped):
+    """One invocation that was begun: what became of it, and the answer it was given."""
+
+    class Status(models.TextChoices):
+        """What an invocation may be."""
+
+        QUEUED = "queued", _("queued")
+        RUNNING = "running", _("running")
+        AWAITING_INPUT = "awaiting_input", _("awaiting input")
+        SUCCEEDED = "succeeded", _("succeeded")
+        FAILED = "failed", _("failed")
+        CANCELLED = "cancelled", _("cancelled")
+        INTERRUPTED = "interrupted", _("interrupted")
+
+    key = models.CharField(_("key digest"), max_length=64, unique=True, editable=False)
+    invocation_id = models.CharField(_("invocation id"), max_length=256)
+    correlation_id = models.CharField(_("correlation id"), max_length=32, editable=False)
+    dialect = models.CharField(_("dialect"), max_length=16)
+    stream = models.BooleanField(_("streamed"), default=False)
+    background = models.BooleanField(_("background"), default=False)
+    fingerprint = models.CharField(_("body fingerprint"), max_length=64, editable=False)
+    session = models.ForeignKey(
+        SessionRecord,
+        verbose_name=_("session"),
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        db_constraint=False,
+        related_name="invocations",
+    )
+    session_id = models.CharField(_("session id"), max_length=256, null=True, blank=True)
+    claim_number = models.PositiveBigIntegerField(_("claim number"), default=0, editable=False)
+    status = models.CharField(_("status"), max_length=16, choices=Status.choices)
+    answer = models.TextField(_("answer"), blank=True, default="")
+    error_code = models.CharField(_("error code"), max_length=64, blank=True, default="")
+    error_status = models.PositiveSmallIntegerField(_("error status"), null=True, blank=True)
+    usage = models.TextField(_("token usage"), blank=True, default="")
+    total_tokens = models.PositiveBigIntegerField(_("tokens"), null=True, blank=True)
+    metadata = models.TextField(_("metadata"), blank=True, default="")
+    created_at = models.DateTimeField(_("created"))
+    first_byte_at = models.DateTimeField(_("first byte"), null=True, blank=True)
+    finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("invocation")
+        verbose_name_plural = _("invocations")
+
+    def __str__(self) -> str:
+        return self.correlation_id
+
+    @property
+    def duration_seconds(self) -> float | None:
+        """Time from begin to end in seconds; None while it runs."""
+        if self.finished_at is None:
+            return None
+        return (self.finished_at - self.created_at).total_seconds()
