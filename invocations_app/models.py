@@ -116,7 +116,8 @@ class InvocationRecord(Scoped):
     stream = models.BooleanField(_("streamed"), default=False)
     background = models.BooleanField(_("background"), default=False)
     fingerprint = models.CharField(_("body fingerprint"), max_length=64, editable=False)
-    session = models.ForeignKey(
+    # Not ``session``: its column would be ``session_id``, the name of the caller's own id.
+    session_record = models.ForeignKey(
         SessionRecord,
         verbose_name=_("session"),
         null=True,
