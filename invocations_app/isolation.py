@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
+from typing import Any
 
 from invocations_app.exceptions import InvalidIsolationHeader
 
@@ -137,6 +138,42 @@ def read_request_keys(headers: Iterable[tuple[str, str]]) -> RequestKeys:
         user_id=found.get(USER_ID_HEADER) or None,
         call_id=found.get(CALL_ID_HEADER) or None,
     )
+
+
+def header_lines(request: Any) -> Iterator[tuple[str, str]]:
+    """Yield the header lines of a Django or DRF request, as the server gave them.
+
+    Over ASGI they come from the scope, where a repeated header is still two
+    lines. A WSGI server has already joined them with a comma, which cannot be
+    told from a value that holds one.
+
+    Args:
+        request: The request; nothing of its body is read.
+
+    Returns:
+        Name, in lower case, and value of each line.
+    """
+    scope = getattr(request, "scope", None)
+    if scope is not None:
+        for name, value in scope["headers"]:
+            yield name.decode("latin-1").lower(), value.decode("latin-1")
+        return
+    for name, value in request.META.items():
+        if name.startswith("HTTP_"):
+            yield name[5:].replace("_", "-").lower(), value
+
+
+def request_keys(request: Any) -> RequestKeys:
+    """Read the keys from a request to an endpoint that trusts its headers.
+
+    Args:
+        request: A Django or DRF request.
+
+    Raises:
+        InvalidIsolationHeader: If a header is repeated or longer than 256
+            characters.
+    """
+    return read_request_keys(header_lines(request))
 
 
 _keys: ContextVar[IsolationKeys | None] = ContextVar("invocations_isolation_keys", default=None)

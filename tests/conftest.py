@@ -1,0 +1,17 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from invocations_app import conf
+
+
+@pytest.fixture(autouse=True)
+def _fresh_settings() -> Iterator[None]:
+    """Settings are read afresh: a test may have changed them without Django's signal."""
+    conf.clear_cache()
+    yield
+    conf.clear_cache()
