@@ -12,11 +12,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
+from urllib.parse import quote
 
 DialectName: TypeAlias = Literal["channel", "platform"]
 SessionMode: TypeAlias = Literal["auto", "required", "disabled"]
 TargetKind: TypeAlias = Literal["agent", "workflow"]
 Delivery: TypeAlias = Literal["originating", "none"] | tuple[str, ...]
+
+INVOCATION_ID_HEADER = "x-agent-invocation-id"
+SESSION_ID_HEADER = "x-agent-session-id"
 
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._:-]{1,256}")
 _RESERVED_IDS = frozenset({"invoke", "docs", "sessions", ".", ".."})
@@ -78,6 +82,20 @@ def is_well_formed_id(value: str) -> bool:
         value: The whole header or query value.
     """
     return _WELL_FORMED.fullmatch(value) is not None and value not in _RESERVED_IDS
+
+
+def session_header_value(session_id: str) -> str:
+    """Return a session id as the value of the header ``x-agent-session-id``.
+
+    Args:
+        session_id: The session id in force, as given.
+
+    Returns:
+        The id, each character outside ``[A-Za-z0-9._:-]`` as its percent-encoded
+        UTF-8; a surrogate, which UTF-8 has not, as that of a question mark.
+    """
+    # quote leaves the tilde alone, which is not in the set.
+    return quote(session_id, safe=":", errors="replace").replace("~", "%7E")
 
 
 def fingerprint(endpoint: str, dialect: str, session_id: str | None, body: Mapping[str, Any]) -> str:
