@@ -1,0 +1,200 @@
+"""Loads an endpoint's hooks and calls them, with what each may see and must return.
+
+A hook that fails, or returns something else, fails the invocation with an error
+that names it. When a hook is called is left to the run.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
+
+from agent_framework import AgentResponse, AgentResponseUpdate, Content, Message
+from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.utils.module_loading import import_string
+
+from invocations_app.conf import EndpointSettings
+from invocations_app.envelope import Invocation
+from invocations_app.exceptions import InvocationRejected, TargetFailed
+
+T = TypeVar("T")
+
+_FIXED_FIELDS = ("id", "endpoint", "dialect", "background")
+_SESSION_MODES = ("auto", "required", "disabled")
+_COPIED = (AgentResponse, AgentResponseUpdate, Message, Content)
+
+
+class HookError(Exception):
+    """A hook raised an exception, which is chained; the text names the hook."""
+
+
+async def apply_run_hook(
+    endpoint: EndpointSettings, invocation: Invocation, *, target: object, request: object
+) -> Invocation:
+    """Let the endpoint's run hook change or refuse an invocation.
+
+    A sync hook is called in a thread and may use the ORM.
+
+    Args:
+        endpoint: The endpoint that was called.
+        invocation: The invocation as it was parsed.
+        target: The resolved agent or workflow.
+        request: The DRF request.
+
+    Returns:
+        The invocation to carry out; the same one where there is no hook.
+
+    Raises:
+        InvocationRejected: If the hook refuses.
+        TargetFailed: If the hook fails, returns no invocation, or changes what
+            it may not; the cause names the hook.
+    """
+    path = endpoint.run_hook
+    if path is None:
+        return invocation
+    try:
+        returned = await _call_in_thread(_load(path), invocation, target=target, request=request)
+    except InvocationRejected as rejected:
+        if isinstance(rejected.status, int) and 400 <= rejected.status <= 599:
+            raise
+        raise TargetFailed from ValueError(f"run hook {path!r} refused with the status {rejected.status!r}")
+    except Exception as error:
+        raise TargetFailed from _named("run hook", path, error)
+    problem = _problem_of(invocation, returned)
+    if problem is not None:
+        raise TargetFailed from TypeError(f"run hook {path!r} {problem}")
+    return cast(Invocation, returned)
+
+
+async def apply_response_hook(endpoint: EndpointSettings, result: T, *, invocation: Invocation) -> T:
+    """Let the endpoint's response hook change a result before it is answered.
+
+    The hook gets a copy: what it changes is answered and never reaches the
+    history. A sync hook is called in a thread and may use the ORM.
+
+    Args:
+        endpoint: The endpoint that was called.
+        result: An ``AgentResponse``.
+        invocation: The invocation that was carried out.
+
+    Returns:
+        What the hook returned; the same object where there is no hook.
+
+    Raises:
+        TargetFailed: If the hook fails or returns another type; the cause names it.
+    """
+    path = endpoint.response_hook
+    if path is None:
+        return result
+    try:
+        returned = await _call_in_thread(_load(path), detached(result), invocation=invocation)
+    except Exception as error:
+        raise TargetFailed from _named("response hook", path, error)
+    return _of_type("response hook", path, returned, result)
+
+
+async def apply_stream_transform_hook(endpoint: EndpointSettings, update: T, *, invocation: Invocation) -> T | None:
+    """Let the endpoint's stream transform hook change or drop one update.
+
+    The hook gets a copy, as a response hook does. It is called for every
+    update, so a sync one is called in the event loop itself: it has to be
+    cheap, and cannot use the ORM.
+
+    Args:
+        endpoint: The endpoint that was called.
+        update: An ``AgentResponseUpdate``.
+        invocation: The invocation that is being carried out.
+
+    Returns:
+        What the hook returned, None to drop the update; the same object where
+        there is no hook.
+
+    Raises:
+        TargetFailed: If the hook fails or returns another type; the cause names it.
+    """
+    path = endpoint.stream_transform_hook
+    if path is None:
+        return update
+    try:
+        returned = _load(path)(detached(update), invocation=invocation)
+        if inspect.isawaitable(returned):
+            returned = await returned
+    except Exception as error:
+        raise TargetFailed from _named("stream transform hook", path, error)
+    return None if returned is None else _of_type("stream transform hook", path, returned, update)
+
+
+@functools.cache
+def _load(path: str) -> Callable[..., Any]:
+    """Import a hook, once a process; a path that cannot be imported is tried again."""
+    hook: Callable[..., Any] = import_string(path)
+    return hook
+
+
+async def _call_in_thread(hook: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call a hook, in a thread unless it is async."""
+    if not (iscoroutinefunction(hook) or iscoroutinefunction(getattr(hook, "__call__", None))):  # noqa: B004
+        hook = sync_to_async(hook, thread_sensitive=True)
+    returned = hook(*args, **kwargs)
+    # A plain function may hand on the coroutine of another one.
+    while inspect.isawaitable(returned):
+        returned = await returned
+    return returned
+
+
+def _named(kind: str, path: str, error: Exception) -> HookError:
+    named = HookError(f"{kind} {path!r} raised {type(error).__name__}: {error}")
+    named.__cause__ = error
+    return named
+
+
+def _of_type(kind: str, path: str, returned: Any, given: T) -> T:
+    if isinstance(returned, type(given)):
+        return returned
+    raise TargetFailed from TypeError(f"{kind} {path!r} returned {type(returned).__name__}, not {type(given).__name__}")
+
+
+def _problem_of(given: Invocation, returned: Any) -> str | None:
+    """Say what is wrong with what a run hook returned, or None."""
+    if not isinstance(returned, Invocation):
+        return f"returned {type(returned).__name__}, not Invocation"
+    for name in _FIXED_FIELDS:
+        if getattr(returned, name) != getattr(given, name):
+            return f"changed {name!r}, which a run hook may not"
+    session_id = returned.session_id
+    if session_id is not None and (not isinstance(session_id, str) or len(session_id) > 256):
+        return "set 'session_id' to something else than None or a string of at most 256 characters"
+    if returned.session_mode not in _SESSION_MODES:
+        return f"set 'session_mode' to {returned.session_mode!r}, not one of {', '.join(_SESSION_MODES)}"
+    if not isinstance(returned.stream, bool):
+        return f"set 'stream' to {type(returned.stream).__name__}, not bool"
+    for name in ("options", "metadata"):
+        if not isinstance(getattr(returned, name), Mapping):
+            return f"set {name!r} to {type(getattr(returned, name)).__name__}, not a mapping"
+    return None
+
+
+def detached(value: T) -> T:
+    """Return a copy of a result or update that shares nothing a hook may change.
+
+    Messages, contents, lists and dictionaries are copied; a provider's own
+    objects (``raw_representation``) and other values are shared, as they may
+    not survive a deep copy.
+
+    Args:
+        value: An ``AgentResponse``, ``AgentResponseUpdate``, or a part of one.
+    """
+    copied: Any = value
+    if isinstance(value, _COPIED):
+        copied = copy.copy(value)
+        for name, item in vars(value).items():
+            if name != "raw_representation" and item is not None and not isinstance(item, (str, int, float)):
+                setattr(copied, name, detached(item))
+    elif isinstance(value, list):
+        copied = [detached(item) for item in value]
+    elif isinstance(value, dict):
+        copied = {key: detached(item) for key, item in value.items()}
+    return cast("T", copied)
