@@ -1,0 +1,58 @@
+# One word each. VENV=…, PYTHON=… and PORT=… change where, with what, and on which port.
+
+VENV ?= .venv
+PORT ?= 8000
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup site test lint format migrations-check pytest run demo demo-check soak
+
+help: ## show these words
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: $(VENV)/installed-test ## virtual environment with everything needed to work on the project
+
+site: $(VENV)/installed-site
+
+test: setup lint migrations-check pytest ## all that CI runs but for demo-check
+
+lint: setup ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+migrations-check: setup
+	DJANGO_SETTINGS_MODULE=tests.settings $(BIN)/python manage.py makemigrations --check --dry-run
+
+pytest: setup
+	$(BIN)/pytest -m "not soak" --cov --cov-report=term:skip-covered
+
+run: site ## the site on 127.0.0.1:$(PORT), reloading when its code changes
+	$(BIN)/python manage.py migrate
+	$(BIN)/uvicorn project.asgi:application --port $(PORT) --loop uvloop --http httptools --reload
+
+demo: site ## from nothing to an agent that answers, on 127.0.0.1:$(PORT)
+	@exec $(BIN)/python scripts/demo.py --port $(PORT)
+
+demo-check: site ## start the demonstration and compare its answers with the README's
+	@$(BIN)/python scripts/demo_check.py
+
+soak: setup ## the long measurements
+	$(BIN)/pytest -m soak --timeout 3600
+
+$(BIN)/python:
+	python=$$(sh scripts/find_python.sh) && "$$python" -m venv $(VENV)
+
+# A stamp is a copy of the pyproject.toml that was installed: a checkout that only touches the file installs nothing.
+$(VENV)/installed-test: pyproject.toml | $(BIN)/python
+	@cmp -s pyproject.toml $@ || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[site,test]'
+	@cp pyproject.toml $@ && cp pyproject.toml $(VENV)/installed-site
+
+$(VENV)/installed-site: pyproject.toml | $(BIN)/python
+	@cmp -s pyproject.toml $@ || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[site]'
+	@cp pyproject.toml $@

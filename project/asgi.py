@@ -1,0 +1,13 @@
+"""The ASGI application: Django, with the targets built at start-up and left at shutdown."""
+
+import os
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
+_django = get_asgi_application()
+
+# Only importable once Django is set up.
+from invocations_app.lifespan import with_lifespan  # noqa: E402
+
+application = with_lifespan(_django)
