@@ -193,8 +193,8 @@ def detached(value: T) -> T:
         for name, item in vars(value).items():
             if name != "raw_representation" and item is not None and not isinstance(item, (str, int, float)):
                 setattr(copied, name, detached(item))
-    elif isinstance(value, list):
+    elif type(value) is list:
         copied = [detached(item) for item in value]
-    elif isinstance(value, dict):
+    elif type(value) is dict:
         copied = {key: detached(item) for key, item in value.items()}
     return cast("T", copied)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from invocations_app import conf
+from tests import fakes
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +16,11 @@ def _fresh_settings() -> Iterator[None]:
     conf.clear_cache()
     yield
     conf.clear_cache()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_fakes() -> Iterator[None]:
+    """What agents and gates of one test noted does not reach the next one."""
+    fakes.reset()
+    yield
+    fakes.reset()
