@@ -18,7 +18,7 @@ from whitenoise.middleware import WhiteNoiseMiddleware
 GetResponse = Callable[[HttpRequest], Any]
 
 
-class StaticFilesMiddleware(WhiteNoiseMiddleware):
+class StaticFilesMiddleware(WhiteNoiseMiddleware):  # type: ignore[misc]  # WhiteNoise has no types
     """WhiteNoise for sync and async sites; only paths below ``STATIC_URL`` cost a thread.
 
     Args:
