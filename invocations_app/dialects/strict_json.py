@@ -88,9 +88,6 @@ def loads(body: bytes) -> Any:
         return _decoder.decode(text)
     except ValueError as error:
         raise InvalidJson(str(error)) from None
-    except RecursionError:
-        # Only where the caller's own stack is nearly used up.
-        raise InvalidJson("Values nest too deep") from None
 
 
 def may_hold_surrogates(body: bytes) -> bool:
