@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
 
 ENDPOINTS_SETTING = "INVOCATIONS"
 HOST_SETTING = "INVOCATIONS_HOST"
@@ -244,7 +245,9 @@ def _read(
         item = keys.get(key)
         if item is None:
             known = ", ".join(sorted(keys))
-            problems.append(Problem("invocations.E002", f"{where} has an unknown key {key!r}.", f"Known keys: {known}."))
+            problems.append(
+                Problem("invocations.E002", f"{where} has an unknown key {key!r}.", f"Known keys: {known}.")
+            )
             continue
         try:
             values[item.name] = item.metadata["read"](value)
@@ -253,7 +256,9 @@ def _read(
                 Problem("invocations.E003", f"{where}[{key!r}] has a value that it cannot have.", str(problem))
             )
     problems.extend(
-        Problem("invocations.E003", f"{where} has no {key!r}.", f"Add {key!r}: a dotted path to an agent or its factory.")
+        Problem(
+            "invocations.E003", f"{where} has no {key!r}.", f"Add {key!r}: a dotted path to an agent or its factory."
+        )
         for key, item in keys.items()
         if item.default is MISSING and key not in given
     )
@@ -261,7 +266,7 @@ def _read(
 
 
 def _path_problems(endpoints: Mapping[str, EndpointSettings]) -> list[Problem]:
-    problems = []
+    problems: list[Problem] = []
     ordered = sorted(endpoints.values(), key=lambda endpoint: endpoint.path)
     for index, first in enumerate(ordered):
         problems.extend(
@@ -350,6 +355,19 @@ def get_endpoint(alias: str) -> EndpointSettings:
 def get_host() -> HostSettings:
     """Return the settings of the process."""
     return _load()[1]
+
+
+@functools.lru_cache(maxsize=64)
+def load_classes(classes: tuple[Any, ...]) -> tuple[type, ...]:
+    """Return classes that are named by dotted path or given as they are.
+
+    Args:
+        classes: Value of one of the ``…_CLASSES`` settings.
+
+    Raises:
+        ImportError: If a path cannot be imported.
+    """
+    return tuple(import_string(item) if isinstance(item, str) else item for item in classes)
 
 
 def clear_cache() -> None:

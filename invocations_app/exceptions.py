@@ -73,6 +73,14 @@ class InvocationRejected(InvocationError):
         super().__init__(text, status=status)
 
 
+class UnsupportedOptions(InvocationError):
+    """The target's ``run`` cannot take the options."""
+
+    code = "unsupported_options"
+    default_text = "The hosted agent does not accept caller runtime options."
+    default_status = 400
+
+
 class StreamsNeedAsgi(InvocationError):
     """A stream or a background run was asked of a WSGI server."""
 

@@ -1,0 +1,148 @@
+"""Runs an agent for one invocation: plain or streamed, in the task of the run.
+
+One task pulls the stream, finalizes it and closes it on every way out: the
+framework's telemetry sets ContextVars at the first pull and resets them at the
+end, so another task would break it. Storage and answering are left to the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from agent_framework import AgentResponse, AgentSession
+
+from invocations_app import hooks
+from invocations_app.conf import EndpointSettings
+from invocations_app.envelope import Invocation
+from invocations_app.events import Event, TextDelta
+from invocations_app.targets import ResolvedTarget
+
+logger = logging.getLogger("invocations_app.runs")
+
+Publish = Callable[[Event], Awaitable[None]]
+
+# An agent whose stream never waits would keep the loop to itself.
+_BREATH_SECONDS = 0.005
+_CLOSE_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run gave.
+
+    Attributes:
+        text: The answer's text, after the hooks.
+        usage: The framework's usage details, or None.
+    """
+
+    text: str
+    usage: dict[str, Any] | None
+
+
+async def run_agent(
+    endpoint: EndpointSettings,
+    resolved: ResolvedTarget,
+    invocation: Invocation,
+    session: AgentSession | None,
+    publish: Publish,
+) -> Result:
+    """Run an agent and publish the pieces of its answer.
+
+    Args:
+        endpoint: The endpoint, for its hooks.
+        resolved: The agent.
+        invocation: What it is asked.
+        session: Its session, changed in place; None for none.
+        publish: Called with each piece of text, and waited for.
+
+    Raises:
+        TargetFailed: If a hook fails.
+        Exception: Whatever the agent raises.
+    """
+    arguments: dict[str, Any] = {"session": session}
+    if invocation.options and resolved.takes_options:
+        arguments["options"] = dict(invocation.options)
+    if invocation.stream:
+        return await _run_streamed(endpoint, resolved.target, invocation, arguments, publish)
+    response = resolved.target.run(invocation.input, **arguments)
+    if inspect.isawaitable(response):
+        response = await response
+    usage = _usage_of(response)
+    response = await hooks.apply_response_hook(endpoint, response, invocation=invocation)
+    text = text_of(response.messages)
+    if text:
+        await publish(TextDelta(text))
+    return Result(text, usage)
+
+
+async def _run_streamed(
+    endpoint: EndpointSettings, agent: Any, invocation: Invocation, arguments: dict[str, Any], publish: Publish
+) -> Result:
+    stream = agent.run(invocation.input, stream=True, **arguments)
+    if not hasattr(stream, "__aiter__"):
+        stream = await stream
+    pieces: list[str] = []
+    try:
+        breath = time.monotonic()
+        async for update in stream:
+            changed = await hooks.apply_stream_transform_hook(endpoint, update, invocation=invocation)
+            text = "" if changed is None else _join(changed.contents)
+            if text:
+                pieces.append(text)
+                await publish(TextDelta(text))
+            if time.monotonic() - breath > _BREATH_SECONDS or len(pieces) == 1:
+                await asyncio.sleep(0)
+                breath = time.monotonic()
+        finalize = getattr(stream, "get_final_response", None)
+        final = await finalize() if finalize is not None else None
+    except BaseException as error:
+        await _abort(stream, error)
+        raise
+    await _close(stream)
+    return Result("".join(pieces), _usage_of(final))
+
+
+async def _close(stream: Any) -> None:
+    close = getattr(stream, "close", None) or getattr(stream, "aclose", None)
+    if close is not None:
+        await close()
+
+
+async def _abort(stream: Any, error: BaseException) -> None:
+    """Close a stream that did not end well; with the reason no provider is called any more."""
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            if hasattr(stream, "close"):
+                await stream.close(error)
+            elif hasattr(stream, "aclose"):
+                await stream.aclose()
+    except Exception:
+        logger.warning("Closing the stream of a failed run failed.", exc_info=True)
+
+
+def text_of(messages: Iterable[Any]) -> str:
+    """Return the text of messages, contents joined with nothing.
+
+    Upstream's ``.text`` puts blanks between them, and would not equal the stream.
+
+    Args:
+        messages: Messages of the framework.
+    """
+    return "".join(_join(message.contents) for message in messages)
+
+
+def _join(contents: Iterable[Any]) -> str:
+    return "".join(content.text for content in contents if content.type == "text" and content.text)
+
+
+def _usage_of(response: Any) -> dict[str, Any] | None:
+    details = getattr(response, "usage_details", None) if isinstance(response, AgentResponse) else None
+    if not details:
+        return None
+    return {key: value for key, value in details.items() if isinstance(value, (int, float)) or value is None}

@@ -1,0 +1,5 @@
+"""What the app keeps in the site's database, and the only place that writes it."""
+
+from invocations_app.storage.session_store import OrmSessionStore
+
+__all__ = ["OrmSessionStore"]

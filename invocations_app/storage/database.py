@@ -1,0 +1,109 @@
+"""The app's own way to the database: a few threads, each with one lasting connection.
+
+A run lives in an event loop and outlives its request, so neither the request's
+thread nor its connection is there for it; and a connection for each run would
+be one for each open stream. What is done in a call is left to the callers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from django.db import DatabaseError, InterfaceError, OperationalError, connections, router
+
+from invocations_app.models import SessionRecord
+
+T = TypeVar("T")
+
+# SQLite lets one connection write at a time: a second thread would only wait for its lock.
+_THREADS = {"sqlite": 1}
+_THREADS_ELSEWHERE = 4
+
+#: What a database that is away raises; a statement that is wrong raises another DatabaseError.
+UNREACHABLE = (OperationalError, InterfaceError)
+
+_lock = threading.Lock()
+_executor: ThreadPoolExecutor | None = None
+
+
+def alias() -> str:
+    """Return the alias of the database that holds the app's tables."""
+    return router.db_for_write(SessionRecord)
+
+
+def _get_executor() -> ThreadPoolExecutor:
+    global _executor
+    with _lock:
+        if _executor is None:
+            threads = _THREADS.get(connections[alias()].vendor, _THREADS_ELSEWHERE)
+            _executor = ThreadPoolExecutor(threads, thread_name_prefix="invocations-db")
+        return _executor
+
+
+async def run(function: Callable[..., T], *args: Any) -> T:
+    """Call a function that uses the ORM, on a database thread.
+
+    Args:
+        function: The function; it opens and ends its own transaction.
+        *args: Its arguments.
+
+    Returns:
+        What it returns.
+    """
+    return await asyncio.get_running_loop().run_in_executor(_get_executor(), _call, function, args)
+
+
+def call(function: Callable[..., T], *args: Any) -> T:
+    """Call a function that uses the ORM on a database thread, and wait for it.
+
+    Args:
+        function: The function; it opens and ends its own transaction.
+        *args: Its arguments.
+
+    Returns:
+        What it returns.
+    """
+    return _get_executor().submit(_call, function, args).result()
+
+
+def _call(function: Callable[..., T], args: tuple[Any, ...]) -> T:
+    connection = connections[alias()]
+    try:
+        return function(*args)
+    except DatabaseError:
+        # A connection that broke is replaced at the next call; one that is well is kept.
+        if not connection.in_atomic_block and not _is_usable(connection):
+            with contextlib.suppress(DatabaseError):
+                connection.close()
+        raise
+
+
+def _is_usable(connection: Any) -> bool:
+    try:
+        return connection.connection is not None and bool(connection.is_usable())
+    except DatabaseError:
+        return False
+
+
+def close() -> None:
+    """Close the connections and end the threads; the next call starts new ones."""
+    global _executor
+    with _lock:
+        executor, _executor = _executor, None
+    if executor is not None:
+        barrier = threading.Barrier(executor._max_workers)
+        for _ in range(executor._max_workers):
+            executor.submit(_close_connection, barrier)
+        executor.shutdown(wait=True)
+
+
+def _close_connection(barrier: threading.Barrier) -> None:
+    # Each thread meets the others here, so that each closes its own connection.
+    with contextlib.suppress(threading.BrokenBarrierError):
+        barrier.wait(timeout=5)
+    connections[alias()].close()

@@ -1,0 +1,240 @@
+"""A session as text and rows: what stands in the database for an ``AgentSession``.
+
+Messages that a history provider keeps under ``state[source_id]["messages"]``
+are rows of their own; the rest is one JSON text. Which rows a turn changed is
+told by comparing contents, so a provider that rewrites or compacts its history
+is stored as it left it. Reading and writing the tables is left to the callers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent_framework import AgentSession, Message
+
+from invocations_app.exceptions import StoredStateUnreadable
+
+_FORMAT = 1
+_MAX_SOURCE_ID = 255
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRow:
+    """One message as it is stored.
+
+    Attributes:
+        source_id: Id of the history provider.
+        position: Place in that provider's history, from 0.
+        role: The message's role.
+        payload: Its JSON text.
+    """
+
+    source_id: str
+    position: int
+    role: str
+    payload: str
+
+
+@dataclass(slots=True)
+class _Known:
+    """A message as it was last read or written: by this an unchanged one is told."""
+
+    message: Message
+    payload: str
+    look: tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class History:
+    """The messages of a loaded session, by history provider."""
+
+    sources: dict[str, list[_Known]] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Number of messages of all providers."""
+        return sum(len(known) for known in self.sources.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a turn changed of a session.
+
+    Attributes:
+        state: JSON text of all but the messages.
+        written: New rows, and those whose contents changed.
+        kept: Number of rows of each provider after the turn; further ones go.
+        appended_only: Whether no stored row is replaced or removed.
+        history: The history after the turn.
+    """
+
+    state: str
+    written: tuple[MessageRow, ...]
+    kept: Mapping[str, int]
+    appended_only: bool
+    history: History
+
+
+def load(state: str, rows: Sequence[MessageRow], session_id: str | None = None) -> tuple[AgentSession, History]:
+    """Return the session that a state text and message rows stand for.
+
+    Args:
+        state: The state text.
+        rows: All rows of the session, by provider and position.
+        session_id: Id that the session gets; the stored one when omitted.
+
+    Returns:
+        The session, and its history for `dump`.
+
+    Raises:
+        StoredStateUnreadable: If they are not what `dump` writes.
+    """
+    try:
+        document = json.loads(state)
+        if document["format"] != _FORMAT:
+            raise ValueError(f"unknown format {document['format']!r}")
+        data = document["session"]
+        if session_id is not None:
+            data["session_id"] = session_id
+        session = AgentSession.from_dict(data)
+        history = _load_history(document["history"], rows)
+    except Exception as error:
+        raise StoredStateUnreadable from error
+    for source_id, known in history.sources.items():
+        session.state.setdefault(source_id, {})["messages"] = [item.message for item in known]
+    return session, history
+
+
+def _load_history(counts: Mapping[str, int], rows: Sequence[MessageRow]) -> History:
+    history = History({source_id: [] for source_id in counts})
+    payloads = [json.loads(row.payload) for row in rows]
+    # Through AgentSession, so that messages are decoded by the registry of state types.
+    messages = AgentSession.from_dict({"session_id": "-", "state": {"messages": payloads}}).state["messages"]
+    for row, message in zip(rows, messages, strict=True):
+        known = history.sources[row.source_id]
+        if not isinstance(message, Message) or row.position != len(known):
+            raise ValueError("a stored message is missing or is not a message")
+        known.append(_Known(message, row.payload, _look(message)))
+    if {source_id: len(known) for source_id, known in history.sources.items()} != dict(counts):
+        raise ValueError("stored messages are missing")
+    return history
+
+
+def dump(session: AgentSession, history: History) -> Change:
+    """Return what has to be written for a session.
+
+    Args:
+        session: The session after the turn.
+        history: What `load` or the last `dump` gave; an empty one for a new session.
+
+    Raises:
+        TypeError: If the state holds what JSON cannot.
+        ValueError: If it holds a number that is not finite.
+    """
+    rest: dict[str, Any] = {}
+    sources: dict[str, list[Message]] = {}
+    for source_id, value in session.state.items():
+        messages = _messages_of(source_id, value)
+        if messages is None:
+            rest[source_id] = value
+        else:
+            sources[source_id] = messages
+            rest[source_id] = {key: item for key, item in value.items() if key != "messages"}
+    bare = AgentSession(session_id=session.session_id, service_session_id=session.service_session_id)
+    bare.state = rest
+    _check_keys(rest, "state")
+    after = History()
+    written: list[MessageRow] = []
+    appended_only = True
+    for source_id, messages in sources.items():
+        before = history.sources.get(source_id, [])
+        known, rows = _dump_source(source_id, messages, before)
+        after.sources[source_id] = known
+        written.extend(rows)
+        appended_only = appended_only and len(before) <= len(known) and all(r.position >= len(before) for r in rows)
+    kept = {source_id: len(known) for source_id, known in after.sources.items()}
+    appended_only = appended_only and not any(
+        known for source_id, known in history.sources.items() if source_id not in kept
+    )
+    document = {"format": _FORMAT, "session": bare.to_dict(), "history": kept}
+    return Change(
+        state=json.dumps(document, allow_nan=False, separators=(",", ":")),
+        written=tuple(written),
+        kept=kept,
+        appended_only=appended_only,
+        history=after,
+    )
+
+
+def _messages_of(source_id: Any, value: Any) -> list[Message] | None:
+    """Return the messages that a provider keeps in its part of the state, or None."""
+    if not isinstance(source_id, str) or len(source_id) > _MAX_SOURCE_ID or not isinstance(value, dict):
+        return None
+    messages = value.get("messages")
+    if not isinstance(messages, list) or not all(type(item) is Message for item in messages):
+        return None
+    return messages
+
+
+def _dump_source(
+    source_id: str, messages: Sequence[Message], before: Sequence[_Known]
+) -> tuple[list[_Known], list[MessageRow]]:
+    known: list[_Known] = []
+    to_encode: list[tuple[int, Message]] = []
+    for position, message in enumerate(messages):
+        old = before[position] if position < len(before) else None
+        if old is not None and old.message is message and old.look == _look(message):
+            known.append(old)
+        else:
+            to_encode.append((position, message))
+            known.append(_Known(message, "", _look(message)))
+    rows: list[MessageRow] = []
+    for (position, message), payload in zip(to_encode, _encode([m for _, m in to_encode]), strict=True):
+        known[position].payload = payload
+        if position >= len(before) or before[position].payload != payload:
+            rows.append(MessageRow(source_id, position, str(message.role)[:32], payload))
+    return known, rows
+
+
+def _encode(messages: Sequence[Message]) -> list[str]:
+    if not messages:
+        return []
+    carrier = AgentSession(session_id="-")
+    carrier.state["messages"] = list(messages)
+    encoded = carrier.to_dict()["state"]["messages"]
+    return [json.dumps(item, allow_nan=False, separators=(",", ":")) for item in encoded]
+
+
+def _look(message: Message) -> tuple[Any, ...]:
+    """Return what an unchanged message still has: copies of it, one level down.
+
+    Comparing these is two orders of magnitude cheaper than encoding the message,
+    since values that are the same object are not looked into.
+    """
+    return (
+        message.role,
+        message.author_name,
+        message.message_id,
+        dict(message.additional_properties),
+        [(content, dict(vars(content)), dict(content.additional_properties)) for content in message.contents],
+    )
+
+
+def _check_keys(value: Any, path: str) -> None:
+    """Refuse keys that JSON would turn into other ones: the state must come back as it was.
+
+    Only plain containers are looked into; registered types have encoders of their own.
+    """
+    if type(value) is dict:
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"session state at {path} has a key that is no string")
+            _check_keys(item, f"{path}.{key}")
+    elif type(value) is list:
+        for index, item in enumerate(value):
+            _check_keys(item, f"{path}[{index}]")
+    elif type(value) in (tuple, set, frozenset, bytes):
+        raise TypeError(f"session state at {path} is a {type(value).__name__}, which JSON does not have")

@@ -1,0 +1,43 @@
+"""The URLs of all endpoints: ``path("", include("invocations_app.urls"))`` at the site's root."""
+
+from __future__ import annotations
+
+from django.urls import URLPattern, URLResolver, clear_url_caches, get_resolver, path
+
+from invocations_app import conf
+from invocations_app.conf import EndpointSettings
+from invocations_app.views import InvokeView, readiness
+
+app_name = "invocations"
+
+urlpatterns: list[URLPattern] = []
+
+
+def _endpoint_urls(endpoint: EndpointSettings) -> list[URLPattern]:
+    invoke = InvokeView.as_view(alias=endpoint.alias, dialect_name="channel")
+    return [
+        path(f"{endpoint.path}/invoke", invoke, name=f"{endpoint.alias}-invoke"),
+        path(f"{endpoint.path}/invoke/", invoke),
+    ]
+
+
+def reload() -> None:
+    """Make the patterns anew from the settings, in place, and forget what Django made of the old ones."""
+    urlpatterns[:] = [path("readiness", readiness, name="readiness")]
+    for endpoint in conf.get_endpoints().values():
+        urlpatterns.extend(_endpoint_urls(endpoint))
+    _forget(get_resolver())
+    clear_url_caches()
+
+
+def _forget(resolver: URLResolver) -> None:
+    for child in resolver.__dict__.get("url_patterns", ()):
+        if isinstance(child, URLResolver):
+            _forget(child)
+    resolver.__dict__.pop("url_patterns", None)
+    resolver._populated = False  # type: ignore[attr-defined]
+
+
+urlpatterns.append(path("readiness", readiness, name="readiness"))
+for _endpoint in conf.get_endpoints().values():
+    urlpatterns.extend(_endpoint_urls(_endpoint))

@@ -1,0 +1,316 @@
+"""The endpoint's views: admit the caller, parse, start the run, answer.
+
+No SQL and no agent code here. The views are DRF's through adrf, so a site's
+authentication, permissions and throttles apply; every body is made here or by
+the dialect, so that no answer is a page, whatever went wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+import django
+from adrf.views import APIView
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.request import QueryDict, RawPostDataException, UnreadablePostError
+from django.http.response import HttpResponseBase
+from django.utils.datastructures import MultiValueDict
+from rest_framework import exceptions as drf
+from rest_framework.permissions import AllowAny
+
+from invocations_app import conf, isolation
+from invocations_app.conf import EndpointSettings
+from invocations_app.dialects import Dialect, get_dialect
+from invocations_app.envelope import DialectName, session_header_value
+from invocations_app.events import Failed
+from invocations_app.exceptions import BodyTooLarge, InvocationError, StorageUnavailable, TargetFailed
+from invocations_app.isolation import RequestKeys, Scope
+from invocations_app.runs import UNREACHABLE, Reader, Run, RunRequest, is_ready, start
+
+logger = logging.getLogger("invocations_app.views")
+
+_GZIP = "django.middleware.gzip.GZipMiddleware"
+
+
+class InvocationsView(APIView):
+    """What the views of an endpoint share: who may call, and how errors are answered.
+
+    Attributes:
+        alias: The endpoint's alias.
+        dialect_name: The dialect of the URL.
+    """
+
+    alias: str = ""
+    dialect_name: DialectName = "channel"
+    http_method_names = ["post"]
+    # Django asks the handlers by their names; here there is one for all methods.
+    view_is_async = True
+
+    @property
+    def endpoint(self) -> EndpointSettings:
+        """The settings of the endpoint."""
+        return conf.get_endpoint(self.alias)
+
+    @property
+    def dialect(self) -> Dialect:
+        """The dialect of the URL."""
+        return get_dialect(self.dialect_name)
+
+    async def async_dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """Answer a request; every failure becomes the contract's JSON.
+
+        Args:
+            request: Django's request.
+            *args: Positional parts of the URL.
+            **kwargs: Named parts of the URL.
+        """
+        self.args, self.kwargs = args, kwargs
+        try:
+            if (request.method or "").lower() not in self.http_method_names:
+                return self._method_not_allowed()
+            body = read_body(request, self.endpoint.max_body_bytes)
+            await self._admit(request)
+            return await self.respond(body, *args, **kwargs)
+        except InvocationError as error:
+            return self.error_response(error)
+        except (drf.APIException, PermissionDenied, Http404) as error:
+            return self._refusal(error)
+        except UNREACHABLE:
+            logger.exception("The database was not reachable before a run began.")
+            return self.error_response(StorageUnavailable())
+        except Exception:
+            logger.exception("A view of endpoint %r failed.", self.alias)
+            return self.error_response(TargetFailed())
+
+    async def respond(self, body: bytes, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """Answer a caller who was admitted.
+
+        Args:
+            body: The raw body.
+            *args: Positional parts of the URL.
+            **kwargs: Named parts of the URL.
+        """
+        raise NotImplementedError
+
+    # Who may call
+
+    async def _admit(self, request: HttpRequest) -> None:
+        self.request = self.initialize_request(request, *self.args, **self.kwargs)
+        if self._has_sync_checks():
+            await sync_to_async(self.initial)(self.request)
+        else:
+            # Nothing in it touches the database: the hop to a thread and back would cost more than all of it.
+            self.initial(self.request)
+
+    def _has_sync_checks(self) -> bool:
+        permissions = [permission for permission in self.get_permissions() if type(permission) is not AllowAny]
+        return bool(self.request.authenticators or permissions or self.get_throttles())
+
+    def initial(self, request: Any, *args: Any, **kwargs: Any) -> None:
+        """Authenticate, read the isolation keys, check permissions and throttles, in this order.
+
+        Args:
+            request: DRF's request.
+            *args: Unused.
+            **kwargs: Unused.
+        """
+        self.perform_authentication(request)
+        self.keys = isolation.request_keys(request) if self.endpoint.trust_isolation_headers else RequestKeys()
+        self.check_permissions(request)
+        self.check_throttles(request)
+
+    def get_authenticators(self) -> list[Any]:
+        """Return the endpoint's authentication, or DRF's."""
+        return _instances(self.endpoint.authentication_classes, self.authentication_classes)
+
+    def get_permissions(self) -> list[Any]:
+        """Return the endpoint's permissions, or DRF's."""
+        if self.endpoint.permission_classes is None:
+            return list(super().get_permissions())
+        return _instances(self.endpoint.permission_classes, ())
+
+    def get_throttles(self) -> list[Any]:
+        """Return the endpoint's throttles, or DRF's."""
+        return _instances(self.endpoint.throttle_classes, self.throttle_classes)
+
+    @property
+    def user_pk(self) -> Any:
+        """Primary key of the authenticated Django user, or None."""
+        user = self.request.user
+        return user.pk if user is not None and user.is_authenticated else None
+
+    @property
+    def scope(self) -> Scope:
+        """What the caller's invocations and sessions are bound to."""
+        return Scope(
+            endpoint=self.alias,
+            user_key=isolation.user_key_of(self.keys, self.user_pk),
+            chat_key=self.keys.isolation.chat_key or "",
+        )
+
+    # Answers
+
+    def error_response(self, error: InvocationError, headers: dict[str, str] | None = None) -> HttpResponse:
+        """Return the answer to an invocation that was refused or failed.
+
+        Args:
+            error: The error; its text is what the caller may see.
+            headers: The invocation's headers, where there are any.
+        """
+        body = self.dialect.error_body(error, error.text)
+        response = _json(self.dialect.encode_json(body), self.dialect.status_of(error), headers)
+        if error.retry_after_seconds is not None:
+            response["Retry-After"] = str(error.retry_after_seconds)
+        return response
+
+    def _method_not_allowed(self) -> HttpResponse:
+        response = _json(self.dialect.encode_json({"error": "method not allowed"}), 405)
+        response["Allow"] = ", ".join(name.upper() for name in self.http_method_names)
+        return response
+
+    def _refusal(self, error: Exception) -> HttpResponse:
+        """Answer what authentication, permissions or throttles raise, as DRF would, in the contract's shape."""
+        if isinstance(error, PermissionDenied):
+            error = drf.PermissionDenied()
+        elif isinstance(error, Http404):
+            error = drf.NotFound()
+        status = getattr(error, "status_code", HTTPStatus.INTERNAL_SERVER_ERROR)
+        headers = {}
+        if isinstance(error, (drf.NotAuthenticated, drf.AuthenticationFailed)):
+            challenge = self.get_authenticate_header(self.request)
+            if challenge:
+                headers["WWW-Authenticate"] = challenge
+            else:
+                status = HTTPStatus.FORBIDDEN
+        wait = getattr(error, "wait", None)
+        if wait is not None:
+            headers["Retry-After"] = f"{wait:.0f}"
+        detail = _text_of(getattr(error, "detail", ""))
+        return _json(self.dialect.encode_json({"error": detail}), int(status), headers)
+
+
+class InvokeView(InvocationsView):
+    """``POST {path}/invoke``: run the target."""
+
+    async def respond(self, body: bytes, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """Parse the body, start the run and answer, as JSON or as a stream.
+
+        Args:
+            body: The raw body.
+            *args: Unused.
+            **kwargs: Unused.
+        """
+        request = self.request
+        parsed = self.dialect.invocations_to_run(
+            body, endpoint=self.endpoint, headers=request.headers, query=request.query_params
+        )
+        run = start(
+            RunRequest(
+                parsed=parsed,
+                endpoint=self.endpoint,
+                scope=self.scope,
+                keys=self.keys,
+                user_pk=self.user_pk,
+                request=request,
+                can_stream=hasattr(request, "scope"),
+            )
+        )
+        reader = run.attach()
+        try:
+            await reader.started()
+        except InvocationError as error:
+            return self.error_response(error, _headers_of(run))
+        if run.invocation.stream:
+            return _stream(run, reader)
+        return await self._plain(run, reader)
+
+    async def _plain(self, run: Run, reader: Reader) -> HttpResponse:
+        outcome = await reader.outcome()
+        if isinstance(outcome, Failed):
+            return self.error_response(outcome.error, _headers_of(run))
+        body = self.dialect.invocations_from_run(outcome.answer)
+        return _json(self.dialect.encode_json(body), 200, _headers_of(run))
+
+
+async def readiness(request: HttpRequest) -> HttpResponse:
+    """Say whether this process can serve: 200, or 503 with what is failing.
+
+    Args:
+        request: Django's request.
+    """
+    if request.method not in {"GET", "HEAD"}:
+        response = _json(b'{"error":"method not allowed"}', 405)
+        response["Allow"] = "GET"
+        return response
+    failing = await is_ready()
+    if not failing:
+        return _json(b'{"status":"healthy"}', 200)
+    names = ",".join(f'"{name}"' for name in failing)
+    return _json(b'{"status":"unhealthy","failing":[' + names.encode("ascii") + b"]}", 503)
+
+
+def read_body(request: HttpRequest, limit: int) -> bytes:
+    """Return the raw body, and hide it from everything that would parse a form.
+
+    Django's own limit for forms does not apply, and DRF's CSRF check, which reads
+    ``request.POST``, takes its token from the header only.
+
+    Args:
+        request: Django's request.
+        limit: Largest body, in bytes.
+
+    Raises:
+        BodyTooLarge: If the body is longer.
+    """
+    try:
+        if hasattr(request, "_body") or getattr(request, "_read_started", False):
+            # A middleware has read it already, or at least tried to.
+            body = request.body
+        else:
+            body = request.read(limit + 1)
+    except RequestDataTooBig:
+        raise BodyTooLarge from None
+    except (RawPostDataException, UnreadablePostError):
+        body = b""
+    if len(body) > limit:
+        raise BodyTooLarge
+    hidden: Any = request
+    hidden._body = body
+    hidden._post = QueryDict()
+    hidden._files = MultiValueDict()
+    return body
+
+
+def _instances(classes: tuple[Any, ...] | None, default: Any) -> list[Any]:
+    return [kind() for kind in conf.load_classes(tuple(default if classes is None else classes))]
+
+
+def _headers_of(run: Run) -> dict[str, str]:
+    headers = {"x-agent-invocation-id": run.invocation.id}
+    if run.session_id:
+        headers["x-agent-session-id"] = session_header_value(run.session_id)
+    return headers
+
+
+def _json(content: bytes, status: int, headers: dict[str, str] | None = None) -> HttpResponse:
+    return HttpResponse(content, status=status, headers=headers, content_type="application/json")
+
+
+def _stream(run: Run, reader: Reader) -> StreamingHttpResponse:
+    headers = _headers_of(run) | {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+    if django.VERSION < (6, 0) and _GZIP in settings.MIDDLEWARE:
+        # It would hold events back until its buffer is full; it leaves encoded answers alone. Fixed in Django 6.0.
+        headers["Content-Encoding"] = "identity"
+    return StreamingHttpResponse(reader.stream(), headers=headers, content_type="text/event-stream; charset=utf-8")
+
+
+def _text_of(detail: Any) -> str:
+    """Return the text of what DRF calls a detail: a text, or texts in lists and dictionaries."""
+    while isinstance(detail, (list, dict)) and detail:
+        detail = next(iter(detail.values() if isinstance(detail, dict) else detail))
+    return str(detail)
