@@ -1,0 +1,87 @@
+"""Stored text made fit for a page: bounded, and without what a page cannot carry.
+
+Escaping is left to the templates, but for `preformatted`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.utils.html import format_html
+from django.utils.translation import ngettext
+
+EMPTY = "-"
+MAX_TEXT_CHARACTERS = 20_000
+
+# A response is encoded as UTF-8, which has no lone surrogates; NUL has no place in HTML.
+_UNFIT = re.compile("[\x00\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """The beginning of a text.
+
+    Attributes:
+        text: What is shown.
+        left_out: Number of characters that are not shown.
+    """
+
+    text: str
+    left_out: int = 0
+
+    @property
+    def more(self) -> str:
+        """What is said where text is left out; empty where all is shown."""
+        if not self.left_out:
+            return ""
+        return ngettext("… (%d more character)", "… (%d more characters)", self.left_out) % self.left_out
+
+
+def excerpt(text: str, limit: int = MAX_TEXT_CHARACTERS) -> Excerpt:
+    """Return the beginning of a text, with U+FFFD for what a page cannot carry.
+
+    Args:
+        text: Any text, lone surrogates included.
+        limit: Most characters to show.
+    """
+    return Excerpt(_UNFIT.sub("\ufffd", text[:limit]), max(0, len(text) - limit))
+
+
+def pretty(value: Any) -> str:
+    """Return a JSON value over several lines, a string as it is."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        # A whole number of more than 4,300 digits has no text; depth has its limit too.
+        return "\ufffd"
+
+
+def pretty_json(text: str) -> str:
+    """Return JSON text over several lines; text that is no JSON object or list stays as it is."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return pretty(value) if isinstance(value, (dict, list)) else text
+
+
+def preformatted(text: str) -> str:
+    """Return the beginning of stored text, JSON over several lines, as an escaped block of a page."""
+    if not text:
+        return EMPTY
+    shown = excerpt(pretty_json(text))
+    return format_html('<pre class="invocations-text" dir="auto">{}{}</pre>', shown.text, shown.more)
+
+
+def seconds(start: datetime, end: datetime | None) -> str:
+    """Return the time between two moments, as a list shows it."""
+    if end is None:
+        return EMPTY
+    duration = (end - start).total_seconds()
+    return f"{duration * 1000:.0f} ms" if duration < 1 else f"{duration:.1f} s"
