@@ -122,13 +122,12 @@ def _check_target(endpoint: conf.EndpointSettings) -> Iterator[CheckMessage]:
         return
     try:
         targets.kind_of(found)
-    except targets.WorkflowInstance as error:
-        yield Error(f"{where}: {error}", hint=targets.WorkflowInstance.fix, id="invocations.E009")
-    except TypeError as error:
+    except targets.NotATarget as error:
+        is_workflow = isinstance(error, targets.WorkflowInstance)
         yield Error(
-            f"{where}: {error}",
-            hint="Name an agent, or a function without arguments, sync or async, that returns one.",
-            id="invocations.E007",
+            f"{where}: {error.problem}",
+            hint=error.fix,
+            id="invocations.E009" if is_workflow else "invocations.E007",
         )
 
 

@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -281,8 +281,15 @@ def _path_problems(endpoints: Mapping[str, EndpointSettings]) -> list[Problem]:
     return problems
 
 
+class _Loaded(NamedTuple):
+    endpoints: dict[str, EndpointSettings]
+    broken: tuple[str, ...]
+    host: HostSettings
+    problems: tuple[Problem, ...]
+
+
 @functools.lru_cache(maxsize=1)
-def _load() -> tuple[dict[str, EndpointSettings], HostSettings, tuple[Problem, ...]]:
+def _load() -> _Loaded:
     problems: list[Problem] = []
     endpoints: dict[str, EndpointSettings] = {}
     given = getattr(settings, ENDPOINTS_SETTING, None)
@@ -322,17 +329,23 @@ def _load() -> tuple[dict[str, EndpointSettings], HostSettings, tuple[Problem, .
         problems.append(
             Problem("invocations.E001", f"{HOST_SETTING} is not a dictionary.", "Write INVOCATIONS_HOST = {}.")
         )
-    return endpoints, host, tuple(problems)
+    broken = tuple(str(alias) for alias in given if alias not in endpoints)
+    return _Loaded(endpoints, broken, host, tuple(problems))
 
 
 def get_problems() -> tuple[Problem, ...]:
     """Return what is wrong with the two settings, for the system checks."""
-    return _load()[2]
+    return _load().problems
 
 
 def get_endpoints() -> Mapping[str, EndpointSettings]:
     """Return the well-formed endpoints by alias; the checks report the others."""
-    return _load()[0]
+    return _load().endpoints
+
+
+def get_broken_aliases() -> tuple[str, ...]:
+    """Return the aliases of entries that are no well-formed endpoint."""
+    return _load().broken
 
 
 def get_endpoint(alias: str) -> EndpointSettings:
@@ -345,7 +358,7 @@ def get_endpoint(alias: str) -> EndpointSettings:
         ImproperlyConfigured: If there is no such endpoint, or its settings are wrong.
     """
     try:
-        return _load()[0][alias]
+        return _load().endpoints[alias]
     except KeyError:
         raise ImproperlyConfigured(
             f"{ENDPOINTS_SETTING}[{alias!r}] is missing or wrong; 'manage.py check' says what to write."
@@ -354,7 +367,7 @@ def get_endpoint(alias: str) -> EndpointSettings:
 
 def get_host() -> HostSettings:
     """Return the settings of the process."""
-    return _load()[1]
+    return _load().host
 
 
 @functools.lru_cache(maxsize=64)
