@@ -15,9 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,8 +77,11 @@ def check(examples: list[tuple[str, str]], url: str) -> None:
 
 
 @contextmanager
-def running_demo() -> Iterator[str]:
+def running_demo(extra_env: Mapping[str, str] | None = None) -> Iterator[str]:
     """Run ``scripts/demo.py`` on a free port with a database that is thrown away.
+
+    Args:
+        extra_env: Further environment variables; without any the agent is offline.
 
     Yields:
         The server's address.
@@ -92,7 +94,8 @@ def running_demo() -> Iterator[str]:
         port = chosen.getsockname()[1]
         chosen.close()
         env = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
-        env |= {"DATABASE_URL": f"sqlite:///{directory}/demo.sqlite3", "DEBUG": "1", "PYTHONUNBUFFERED": "1"}
+        env |= {"DJANGO_SETTINGS_MODULE": "project.settings", "DEBUG": "1", "PYTHONUNBUFFERED": "1"}
+        env |= {"DATABASE_URL": f"sqlite:///{directory}/demo.sqlite3", **(extra_env or {})}
         command = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--port", str(port)]
         with subprocess.Popen(command, env=env, stdout=sys.stderr, start_new_session=True) as server:
             try:

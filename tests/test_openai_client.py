@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 from agent_framework import Agent, AgentSession
 from agent_framework.openai import OpenAIChatCompletionClient
 
 from project.agents import DEFAULT_MODEL, build_assistant
 from project.offline import OfflineChatClient
+from scripts.demo_check import running_demo
 from tests.openai_stub import OpenAIStub, run_openai_stub
 
 
@@ -90,3 +92,47 @@ def test_without_key_and_url_the_agent_is_offline(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     assert isinstance(build_assistant().client, OfflineChatClient)
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[str]:
+    """The demonstration site as a process of its own, its agent speaking to a stub."""
+    with run_openai_stub() as running, running_demo({"OPENAI_BASE_URL": running.url}) as url:
+        yield url
+
+
+def invoke(site: str, **body: object) -> httpx.Response:
+    return httpx.post(f"{site}/invocations/invoke", json=body, trust_env=False, timeout=10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+class TestThroughTheSite:
+    """From the socket to the service and back."""
+
+    def test_plain_answer_tells_the_result_of_a_tool(self, site: str) -> None:
+        answer = invoke(site, message="What is 6 * 7?", session_id="plain")
+        assert answer.status_code == 200
+        assert answer.content == b'{"response":"The result is 42.","session_id":"plain"}'
+
+    def test_streamed_answer_tells_the_result_of_a_tool(self, site: str) -> None:
+        answer = invoke(site, message="What is 6 * 7?", session_id="streamed", stream=True)
+        assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert answer.content == b"data: The\n\ndata:  result\n\ndata:  is\n\ndata:  42.\n\ndata: [DONE]\n\n"
+
+    def test_later_turn_sends_the_earlier_ones_with_their_tool_calls(self, site: str) -> None:
+        invoke(site, message="What is 6 * 7?", session_id="later")
+        invoke(site, message="What is 2 * 3?", session_id="later", stream=True)
+        assert invoke(site, message="again", session_id="later").json()["response"] == "3: again"
+
+    def test_options_reach_the_service(self) -> None:
+        with run_openai_stub() as running, running_demo({"OPENAI_BASE_URL": running.url}) as url:
+            invoke(url, message="hello", options={"temperature": 0.5, "max_tokens": 9, "stop": ["x"]})
+            running.failing = True
+            failed = invoke(url, message="hello", stream=True)
+        sent = running.requests[0]
+        assert (sent["temperature"], sent["stop"]) == (0.5, ["x"])
+        assert 9 in (sent.get("max_tokens"), sent.get("max_completion_tokens"))
+        assert failed.status_code == 200
+        assert failed.content.startswith(b"event: error\ndata: ")
+        assert b"[DONE]" not in failed.content

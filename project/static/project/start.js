@@ -39,14 +39,18 @@ async function errorOf(response) {
 }
 
 async function showStream(response, answer) {
+  let ended = false;
   for await (const event of readEvents(response.body)) {
     if (event.type === "error") throw new Error(event.data);
     if (event.type !== "message") continue;
-    if (event.data === "[DONE]") return;
+    if (event.data === "[DONE]") {
+      ended = true;
+      continue;
+    }
     answer.append(event.data);
     answer.scrollIntoView({ block: "end" });
   }
-  throw new Error("The connection ended before the answer did.");
+  if (!ended) throw new Error("The connection ended before the answer did.");
 }
 
 async function ask(text) {

@@ -1,0 +1,85 @@
+"""The demonstration site as a browser and an adopter meet it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from scripts.demo_check import running_demo
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[httpx.Client]:
+    with running_demo() as url, httpx.Client(base_url=url, trust_env=False, timeout=10) as client:
+        yield client
+
+
+def test_start_page_offers_the_endpoint_and_brings_no_inline_script(site: httpx.Client) -> None:
+    page = site.get("/")
+    assert page.status_code == 200
+    assert '<option value="/invocations/invoke">default</option>' in page.text
+    assert "script-src 'self'; style-src 'self'" in page.headers["content-security-policy"]
+    assert re.findall(r"<script(?![^>]* src=)|<style| style=| on\w+=", page.text) == []
+
+
+def test_every_file_of_the_start_page_is_served(site: httpx.Client) -> None:
+    files = re.findall(r'(?:href|src)="(/static/[^"]+)"', site.get("/").text)
+    assert len(files) == 3
+    for name in [*files, "/static/project/sse.js", "/static/admin/css/base.css"]:
+        answer = site.get(name)
+        assert (answer.status_code, bool(answer.content)) == (200, True), name
+    assert site.get("/static/project/start.js").headers["content-type"].startswith("text/javascript")
+    assert site.get("/static/nothing.js").status_code == 404
+
+
+def test_unchanged_static_file_is_not_sent_again(site: httpx.Client) -> None:
+    first = site.get("/static/project/start.js")
+    again = site.get("/static/project/start.js", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_demo_admin_sees_the_session_of_a_turn(site: httpx.Client) -> None:
+    site.post("/invocations/invoke", json={"message": "hello", "session_id": "seen-in-admin"}).raise_for_status()
+    with httpx.Client(base_url=site.base_url, trust_env=False, follow_redirects=True) as browser:
+        token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', browser.get("/admin/login/").text)
+        assert token is not None
+        form = {"username": "admin", "password": "admin", "csrfmiddlewaretoken": token[1], "next": "/admin/"}
+        assert browser.post("/admin/login/", data=form).url.path == "/admin/"
+        assert "seen-in-admin" in browser.get("/admin/invocations_app/sessionrecord/").text
+
+
+def test_logged_in_caller_needs_the_token_that_the_page_carries(site: httpx.Client) -> None:
+    with httpx.Client(base_url=site.base_url, trust_env=False, follow_redirects=True) as browser:
+        token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', browser.get("/admin/login/").text)
+        assert token is not None
+        form = {"username": "admin", "password": "admin", "csrfmiddlewaretoken": token[1]}
+        browser.post("/admin/login/", data=form)
+        carried = re.search(r'data-csrf="(\w+)"', browser.get("/").text)
+        assert carried is not None
+        body = {"message": "hello"}
+        assert browser.post("/invocations/invoke", json=body).status_code == 403
+        headers = {"X-CSRFToken": carried[1]}
+        assert browser.post("/invocations/invoke", json=body, headers=headers).status_code == 200
+
+
+def test_run_hook_refuses_a_long_text(site: httpx.Client) -> None:
+    answer = site.post("/invocations/invoke", json={"message": "x" * 20_001})
+    assert answer.status_code == 422
+    assert answer.json() == {"error": "'message' has 20001 characters, 20000 are allowed"}
+
+
+def test_lines_to_copy_are_marked() -> None:
+    marked = re.compile(r"# >>> copy.*?\n(.*?)# <<< copy", re.DOTALL)
+    settings = "".join(marked.findall((ROOT / "project" / "settings.py").read_text(encoding="utf-8")))
+    assert '"invocations_app",' in settings
+    assert "INVOCATIONS = {" in settings
+    urls = marked.findall((ROOT / "project" / "urls.py").read_text(encoding="utf-8"))
+    assert [line.strip() for line in urls] == ['path("", include("invocations_app.urls")),']
