@@ -427,8 +427,8 @@ def managed_noted() -> list[str]:
 
 
 @executor(id="start")
-async def _start(text: str, context: WorkflowContext[Any, str]) -> None:
-    await context.yield_output(text)
+async def _start(messages: list[Message], context: WorkflowContext[Any, str]) -> None:
+    await context.yield_output(last_user_text(messages))
 
 
 custom_agent = CustomAgent()

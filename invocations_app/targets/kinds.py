@@ -91,11 +91,11 @@ def kind_of(target: object) -> TargetKind:
     """
     name = type(target).__name__
     if isinstance(target, _WORKFLOWS):
-        raise WorkflowInstance(f"A {name} is no agent.")
+        raise WorkflowInstance(f"'{name}' object is no agent.")
     if not _has_run(target):
         if callable(getattr(target, "build", None)):
-            raise WorkflowInstance(f"A {name} is a builder, not an agent.")
-        raise NotATarget(f"A {name} is no agent: it has no method 'run'.")
+            raise WorkflowInstance(f"'{name}' object is a builder, not an agent.")
+        raise NotATarget(f"'{name}' object is no agent: it has no method 'run'.")
     return "agent"
 
 
