@@ -8,7 +8,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from django.http import HttpResponse
+from django.test import RequestFactory, override_settings
 
+from project.static_files import StaticFilesMiddleware
 from scripts.demo_check import running_demo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,6 +77,18 @@ def test_run_hook_refuses_a_long_text(site: httpx.Client) -> None:
     answer = site.post("/invocations/invoke", json={"message": "x" * 20_001})
     assert answer.status_code == 422
     assert answer.json() == {"error": "'message' has 20001 characters, 20000 are allowed"}
+
+
+@override_settings(DEBUG=True, STATICFILES_DIRS=[ROOT / "project" / "static"])
+def test_static_files_are_served_over_wsgi_too() -> None:
+    middleware = StaticFilesMiddleware(lambda request: HttpResponse("the rest"))
+    served = middleware(RequestFactory().get("/static/project/icon.svg"))
+    assert isinstance(served, HttpResponse)
+    assert served.content == (ROOT / "project" / "static" / "project" / "icon.svg").read_bytes()
+    for path in ("/static/nothing.js", "/else"):
+        rest = middleware(RequestFactory().get(path))
+        assert isinstance(rest, HttpResponse)
+        assert rest.content == b"the rest"
 
 
 def test_lines_to_copy_are_marked() -> None:
