@@ -69,7 +69,13 @@ def _optional_boolean(value: Any) -> bool | None:
 
 
 def _url_path(value: Any) -> str:
-    if not isinstance(value, str) or _PATH.fullmatch(value) is None or value == "readiness":
+    if (
+        not isinstance(value, str)
+        or _PATH.fullmatch(value) is None
+        or value == "readiness"
+        # Clients resolve these before they send.
+        or not {".", ".."}.isdisjoint(value.split("/"))
+    ):
         raise _Invalid("Write a URL path without outer slashes, such as 'invocations' or 'api/agent'.")
     return value
 
