@@ -187,14 +187,15 @@ def detached(value: T) -> T:
     Args:
         value: An ``AgentResponse``, ``AgentResponseUpdate``, or a part of one.
     """
-    copied: Any = value
-    if isinstance(value, _COPIED):
-        copied = copy.copy(value)
-        for name, item in vars(value).items():
+    given: Any = value
+    if isinstance(given, _COPIED):
+        copied = copy.copy(given)
+        for name, item in vars(given).items():
             if name != "raw_representation" and item is not None and not isinstance(item, (str, int, float)):
                 setattr(copied, name, detached(item))
-    elif type(value) is list:
-        copied = [detached(item) for item in value]
-    elif type(value) is dict:
-        copied = {key: detached(item) for key, item in value.items()}
-    return cast("T", copied)
+        return cast("T", copied)
+    if type(given) is list:
+        return cast("T", [detached(item) for item in given])
+    if type(given) is dict:
+        return cast("T", {key: detached(item) for key, item in given.items()})
+    return value
