@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from invocations_app import conf
+from invocations_app.storage import database
 from tests import fakes
+from tests.server import SiteServer, Wire
 
 
 @pytest.fixture(autouse=True)
@@ -24,3 +26,34 @@ def _fresh_fakes() -> Iterator[None]:
     fakes.reset()
     yield
     fakes.reset()
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None) -> Iterator[None]:
+    """The app's own connections are closed before the database is dropped."""
+    yield
+    database.close()
+
+
+@pytest.fixture(scope="session")
+def site_servers() -> Iterator[dict[str, SiteServer]]:
+    """The servers of the session by kind of loop, started when a test wants one."""
+    servers: dict[str, SiteServer] = {}
+    yield servers
+    for server in servers.values():
+        server.stop()
+
+
+@pytest.fixture(params=["uvloop", "asyncio", "raw"])
+def wire(
+    request: pytest.FixtureRequest, transactional_db: None, site_servers: dict[str, SiteServer]
+) -> Iterator[Wire]:
+    """A way to the site: uvicorn on a socket with either loop, or raw ASGI; nothing may be left running."""
+    kind = "uvloop" if request.param == "raw" else request.param
+    if kind not in site_servers:
+        site_servers[kind] = SiteServer(kind)
+        site_servers[kind].start()
+    wire = Wire(site_servers[kind], is_raw=request.param == "raw")
+    yield wire
+    wire.close()
+    wire.server.end_test()
