@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent_framework import AgentSession, Message
+from agent_framework import AgentSession, Content, Message
 
 from invocations_app.exceptions import StoredStateUnreadable
 
@@ -209,18 +209,34 @@ def _encode(messages: Sequence[Message]) -> list[str]:
 
 
 def _look(message: Message) -> tuple[Any, ...]:
-    """Return what an unchanged message still has: copies of it, one level down.
+    """Return what an unchanged message still has: copies of it, all the way down.
 
-    Comparing these is two orders of magnitude cheaper than encoding the message,
-    since values that are the same object are not looked into.
+    Compaction marks a message deep inside its properties, so a copy of the outer
+    level would change together with it. Comparing these is far cheaper than
+    encoding the message.
     """
     return (
         message.role,
         message.author_name,
         message.message_id,
-        dict(message.additional_properties),
-        [(content, dict(vars(content)), dict(content.additional_properties)) for content in message.contents],
+        _copied(message.additional_properties),
+        [_copied(content) for content in message.contents],
     )
+
+
+def _copied(value: Any) -> Any:
+    """Return a value whose containers and contents are copies; other objects are themselves."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Content):
+        # What the provider's library made of it is not stored.
+        fields = vars(value).items()
+        return {name: _copied(item) for name, item in fields if item is not None and name != "raw_representation"}
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_copied(item) for item in value]
+    return value
 
 
 def _check_keys(value: Any, path: str) -> None:
@@ -228,7 +244,7 @@ def _check_keys(value: Any, path: str) -> None:
 
     Only plain containers are looked into; registered types have encoders of their own.
     """
-    if type(value) is dict:
+    if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"session state at {path} has a key that is no string")
