@@ -235,7 +235,7 @@ def response_rejects(result, *, invocation):
 
 
 async def test_what_a_response_hook_changes_never_reaches_the_original():
-    message = Message("assistant", ["hello"], raw_representation=object())
+    message = Message("assistant", ["hello"], raw_representation={"provider": "own"})
     result = AgentResponse(messages=[message], usage_details={"total_token_count": 7})
     before = result.to_dict()
     changed = await respond("response_shouts", result)
