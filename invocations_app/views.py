@@ -100,7 +100,7 @@ class InvocationsView(APIView):
     # Who may call
 
     async def _admit(self, request: HttpRequest) -> None:
-        self.request = self.initialize_request(request, *self.args, **self.kwargs)
+        self.request = _without_form(self.initialize_request(request, *self.args, **self.kwargs))
         if self._has_sync_checks():
             await sync_to_async(self.initial)(self.request)
         else:
@@ -176,9 +176,9 @@ class InvocationsView(APIView):
     def _refusal(self, error: Exception) -> HttpResponse:
         """Answer what authentication, permissions or throttles raise, as DRF would, in the contract's shape."""
         if isinstance(error, PermissionDenied):
-            error = drf.PermissionDenied()
+            error = drf.PermissionDenied(*error.args)
         elif isinstance(error, Http404):
-            error = drf.NotFound()
+            error = drf.NotFound(*error.args)
         status = getattr(error, "status_code", HTTPStatus.INTERNAL_SERVER_ERROR)
         headers = {}
         if isinstance(error, (drf.NotAuthenticated, drf.AuthenticationFailed)):
@@ -284,6 +284,17 @@ def read_body(request: HttpRequest, limit: int) -> bytes:
     hidden._post = QueryDict()
     hidden._files = MultiValueDict()
     return body
+
+
+def _without_form(request: Any) -> Any:
+    """Return a DRF request whose body counts as parsed, with nothing in it: DRF would parse it by itself.
+
+    Its CSRF check asks for ``request.POST``, which reads JSON too, and answers what it cannot read ahead of
+    who may call.
+    """
+    request._data = request._full_data = QueryDict()
+    request._files = MultiValueDict()
+    return request
 
 
 def _instances(classes: tuple[Any, ...] | None, default: Any) -> list[Any]:
