@@ -36,12 +36,29 @@ in_database = pytest.mark.django_db(transaction=True)
         ({"message": "pong", "session_id": None}, b'{"response":"pong","session_id":null}'),
         ({"message": "pong", "session_id": ""}, b'{"response":"pong","session_id":""}'),
         ({"message": " ", "session_id": "a b/\u00fc"}, '{"response":" ","session_id":"a b/\u00fc"}'.encode()),
-        ({"message": "gr\u00fc\u00df \U0001f600 \u2028"}, '{"response":"gr\u00fc\u00df \U0001f600 \u2028","session_id":null}'.encode()),
-        ({"message": "p", "stream": False, "options": {}, "metadata": {}, "background": False, "other": [1]}, b'{"response":"p","session_id":null}'),
-        ({"message": "p", "stream": None, "options": None, "metadata": None, "background": None, "input": None, "responses": None}, b'{"response":"p","session_id":null}'),
+        (
+            {"message": "gr\u00fc\u00df \U0001f600 \u2028"},
+            '{"response":"gr\u00fc\u00df \U0001f600 \u2028","session_id":null}'.encode(),
+        ),
+        (
+            {"message": "p", "stream": False, "options": {}, "metadata": {}, "background": False, "other": [1]},
+            b'{"response":"p","session_id":null}',
+        ),
+        (
+            {
+                "message": "p",
+                "stream": None,
+                "options": None,
+                "metadata": None,
+                "background": None,
+                "input": None,
+                "responses": None,
+            },
+            b'{"response":"p","session_id":null}',
+        ),
         (b'\xef\xbb\xbf{"message":"a","message":"last wins"}', b'{"response":"last wins","session_id":null}'),
     ],
-)  # fmt: skip
+)
 async def test_json_answer_is_compact_and_raw(body, content):
     response = await post(body)
     assert (response.status_code, response.content) == (200, content)
@@ -163,7 +180,11 @@ MALFORMED: list[tuple[Any, int, bytes]] = [
     ({"message": ["a"], "session_id": 5}, 422, b"missing or empty 'message'"),
     ({"message": "a", "input": "b"}, 422, b"'message' and 'input' must not be given together"),
     ({"message": "", "responses": {}}, 422, b"'message' and 'responses' must not be given together"),
-    ({"message": 1, "input": 2, "responses": 3, "session_id": 4}, 422, b"'message', 'input' and 'responses' must not be given together"),
+    (
+        {"message": 1, "input": 2, "responses": 3, "session_id": 4},
+        422,
+        b"'message', 'input' and 'responses' must not be given together",
+    ),
     ({"message": "a", "session_id": 5}, 422, b"'session_id' must be a string"),
     ({"input": [], "session_id": 5}, 422, b"'session_id' must be a string"),
     ({"message": "a", "session_id": "x" * 257}, 422, b"'session_id' must have at most 256 characters"),
@@ -174,7 +195,11 @@ MALFORMED: list[tuple[Any, int, bytes]] = [
     ({"message": "a", "stream": 1}, 422, b"'stream' must be a boolean"),
     ({"message": "a", "stream": "true"}, 422, b"'stream' must be a boolean"),
     ({"message": "a", "options": []}, 422, b"'options' must be an object"),
-    ({"message": "a", "options": {"temperature": 1, "store": True, "model": "m"}}, 422, b"'options' must not set model, store"),
+    (
+        {"message": "a", "options": {"temperature": 1, "store": True, "model": "m"}},
+        422,
+        b"'options' must not set model, store",
+    ),
     ({"message": "a", "metadata": "x"}, 422, b"'metadata' must be an object"),
     ({"message": "a", "background": 1}, 422, b"'background' must be a boolean"),
     ({"message": "a", "stream": 1, "options": 2, "metadata": 3, "background": 4}, 422, b"'stream' must be a boolean"),
@@ -182,7 +207,7 @@ MALFORMED: list[tuple[Any, int, bytes]] = [
     ({"message": "a", "background": True}, 422, b"'background' is not supported"),
     ({"responses": {"id": True}}, 422, b"'responses' is not supported"),
     ({"responses": []}, 422, b"'responses' must be an object"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("body", "status", "text"), MALFORMED)
