@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from agent_framework import (
 from django.db import OperationalError
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Model
+from django.test.utils import CaptureQueriesContext
 
 from invocations_app.isolation import get_current_isolation_keys
 from invocations_app.storage import database
@@ -248,3 +250,12 @@ def failing_statements(fails: Callable[[str], bool]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CursorWrapper, "_execute_with_wrappers", execute)
         yield
+
+
+def statements(captured: CaptureQueriesContext) -> list[str]:
+    """Return verb and table of each statement, without those that begin and end transactions."""
+    found = (
+        re.match(r'(SELECT|INSERT|UPDATE|DELETE)\b.*?["`]invocations_app_(\w+)["`]', query["sql"], re.DOTALL)
+        for query in captured.captured_queries
+    )
+    return [f"{match[1]} {match[2]}" for match in found if match]
