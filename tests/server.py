@@ -29,7 +29,6 @@ from typing import Any, TypeAlias, TypeVar
 import uvicorn
 import uvloop
 from django.core.handlers.asgi import ASGIHandler
-from django.test import override_settings
 
 from invocations_app import targets
 from invocations_app.runs import run as engine
@@ -104,12 +103,12 @@ class SiteServer:
         with asyncio.Runner(loop_factory=self._new_loop) as runner:
             runner.run(main())
 
-    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer as the site; its middleware is loaded at the first request of a test."""
         if self._handler is None:
             self._handler = ASGIHandler()
 
-        async def timed_send(message: Message) -> None:
+        async def timed_send(message: Any) -> None:
             self.sending[id(message)] = time.monotonic()
             try:
                 await send(message)
@@ -246,22 +245,40 @@ class SocketCall(Call):
         body: The body.
         headers: Further request headers.
         bite: Most bytes taken from the socket at once.
+        seconds: Longest time to wait for the next bytes.
     """
 
     def __init__(
-        self, port: int, path: str, body: bytes, headers: Mapping[str, str] | None = None, *, bite: int = 65536
+        self,
+        port: int,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        bite: int = 65536,
+        seconds: float = WAIT_SECONDS,
     ) -> None:
         super().__init__()
         self._bite = bite
+        self._seconds = seconds
         self._raw = b""
         self._left: int | None = None
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        self._socket.settimeout(WAIT_SECONDS)
+        self._socket.settimeout(seconds)
         self._socket.connect(("127.0.0.1", port))
+        self._ask(path, body, headers or {})
+
+    def _ask(self, path: str, body: bytes, headers: Mapping[str, str]) -> None:
         lines = [f"POST {path} HTTP/1.1", "host: testserver", f"content-length: {len(body)}"]
-        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
         self._socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+    def again(self, path: str, body: bytes) -> None:
+        """Send another POST over the same connection, after the answer was read."""
+        assert self.complete
+        self.status, self.headers, self.complete = 0, [], False
+        self._ask(path, body, {})
 
     def _receive(self) -> bool:
         try:
@@ -280,7 +297,7 @@ class SocketCall(Call):
         except TimeoutError:
             return True
         finally:
-            self._socket.settimeout(WAIT_SECONDS)
+            self._socket.settimeout(self._seconds)
         return False
 
     def head(self) -> Call:
@@ -484,15 +501,6 @@ class Wire:
                 call.close()
 
 
-def application() -> ASGIHandler:
-    """Return the site of `server_process`, with the settings that its environment holds."""
-    import django
-
-    django.setup()
-    override_settings(**json.loads(os.environ["TEST_SETTINGS"])).enable()
-    return ASGIHandler()
-
-
 @contextlib.contextmanager
 def server_process(settings: Mapping[str, Any], *, loop: str = "uvloop") -> Iterator[int]:
     """Run uvicorn in a process of its own, on the tests' database.
@@ -504,22 +512,24 @@ def server_process(settings: Mapping[str, Any], *, loop: str = "uvloop") -> Iter
     Yields:
         Its port.
     """
-    listening = listen()
+    with listen() as free:
+        port: int = free.getsockname()[1]
     environment = os.environ | {"DJANGO_SETTINGS_MODULE": "tests.settings", "TEST_SETTINGS": json.dumps(settings)}
-    command = [sys.executable, "-m", "uvicorn", "--factory", "tests.server:application", "--lifespan", "off"]
-    command += ["--fd", str(listening.fileno()), "--loop", loop, "--http", "httptools", "--log-level", "warning"]
-    listening.listen()
-    with listening:
-        process = subprocess.Popen(
-            command, cwd=Path(__file__).resolve().parent.parent, env=environment, pass_fds=[listening.fileno()]
-        )
+    command = [sys.executable, "-m", "uvicorn", "tests.asgi:application", "--lifespan", "off"]
+    command += ["--port", str(port), "--loop", loop, "--http", "httptools", "--log-level", "warning"]
+    with subprocess.Popen(command, cwd=Path(__file__).resolve().parent.parent, env=environment) as process:
         try:
-            # Nobody need wait for its start: a connection waits in the backlog.
-            yield listening.getsockname()[1]
+            wait_until(lambda: process.poll() is not None or _is_open(port), "the server process", 30)
+            assert process.poll() is None, "the server process ended"
+            yield port
         finally:
             process.terminate()
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()
+
+
+def _is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
