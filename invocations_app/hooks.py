@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -17,6 +18,8 @@ from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.utils.module_loading import import_string
 
 from invocations_app.conf import EndpointSettings
+from invocations_app.dialects.parsing import FieldError, check_session_id
+from invocations_app.dialects.strict_json import has_surrogates
 from invocations_app.envelope import Invocation
 from invocations_app.exceptions import InvocationRejected, TargetFailed
 
@@ -55,6 +58,8 @@ async def apply_run_hook(
     path = endpoint.run_hook
     if path is None:
         return invocation
+    # Asked before the call: a hook may change the list itself.
+    asks_agent = _is_messages(invocation.input)
     try:
         returned = await _call_in_thread(_load(path), invocation, target=target, request=request)
     except InvocationRejected as rejected:
@@ -63,7 +68,7 @@ async def apply_run_hook(
         raise TargetFailed from ValueError(f"run hook {path!r} refused with the status {rejected.status!r}")
     except Exception as error:
         raise TargetFailed from _named("run hook", path, error)
-    problem = _problem_of(invocation, returned)
+    problem = _problem_of(invocation, returned, asks_agent=asks_agent)
     if problem is not None:
         raise TargetFailed from TypeError(f"run hook {path!r} {problem}")
     return cast(Invocation, returned)
@@ -157,16 +162,40 @@ def _of_type(kind: str, path: str, returned: Any, given: T) -> T:
     raise TargetFailed from TypeError(f"{kind} {path!r} returned {type(returned).__name__}, not {type(given).__name__}")
 
 
-def _problem_of(given: Invocation, returned: Any) -> str | None:
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Message) for item in value)
+
+
+def _is_storable(session_id: str) -> bool:
+    try:
+        check_session_id(session_id)
+    except FieldError:
+        return False
+    return not has_surrogates(session_id)
+
+
+def _is_json(value: Mapping[str, Any]) -> bool:
+    try:
+        json.dumps(dict(value), allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _problem_of(given: Invocation, returned: Any, *, asks_agent: bool) -> str | None:
     """Say what is wrong with what a run hook returned, or None."""
     if not isinstance(returned, Invocation):
         return f"returned {type(returned).__name__}, not Invocation"
     for name in _FIXED_FIELDS:
         if getattr(returned, name) != getattr(given, name):
             return f"changed {name!r}, which a run hook may not"
+    if asks_agent and not _is_messages(returned.input):
+        return "set 'input' to something else than a non-empty list of Message"
     session_id = returned.session_id
     if session_id is not None and (not isinstance(session_id, str) or len(session_id) > 256):
         return "set 'session_id' to something else than None or a string of at most 256 characters"
+    if session_id and not _is_storable(session_id):
+        return "set 'session_id' to a string with control characters or lone surrogates"
     if returned.session_mode not in _SESSION_MODES:
         return f"set 'session_mode' to {returned.session_mode!r}, not one of {', '.join(_SESSION_MODES)}"
     if not isinstance(returned.stream, bool):
@@ -174,6 +203,8 @@ def _problem_of(given: Invocation, returned: Any) -> str | None:
     for name in ("options", "metadata"):
         if not isinstance(getattr(returned, name), Mapping):
             return f"set {name!r} to {type(getattr(returned, name)).__name__}, not a mapping"
+    if not _is_json(returned.metadata):
+        return "set 'metadata' to something that JSON does not have"
     return None
 
 

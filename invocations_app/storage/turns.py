@@ -186,7 +186,7 @@ def _begin_once(using: str, request: TurnRequest) -> Turn:
         session_id=invocation.session_id if invocation.session_mode != "disabled" else None,
         claim_number=0 if record is None else record.claim_number + 1,
         status=Status.RUNNING,
-        metadata=json.dumps(invocation.metadata) if invocation.metadata else "",
+        metadata=json.dumps(dict(invocation.metadata)) if invocation.metadata else "",
         created_at=now,
     )
     session = None if record is None else _claim(using, record, begun.pk, request.lease_seconds)
