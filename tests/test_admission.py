@@ -411,7 +411,7 @@ async def test_headers_that_are_not_trusted_are_neither_checked_nor_used(setting
     settings.INVOCATIONS = endpoint()
     lines = [*ALL_WRONG, ("x-agent-chat-isolation-key", "x" * 257), ("x-agent-user-id", "eve")]
     response = await post_raw(b'{"message":"/tool whoami {}"}', lines)
-    assert response.status == 200
+    assert response.content == b'{"response":"nobody","session_id":null}'
     [record] = await records()
     assert (record.user_key, record.chat_key) == ("", "")
 

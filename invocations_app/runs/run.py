@@ -116,7 +116,8 @@ class Run:
         _live.add(self)
         # A copy of its own: the middleware unsets the keys while the response still streams.
         context = contextvars.copy_context()
-        context.run(isolation.set_current_isolation_keys, request.keys.isolation)
+        keys = request.keys.isolation
+        context.run(isolation.set_current_isolation_keys, None if keys.is_empty else keys)
         context.run(isolation.set_current_call_id, request.keys.call_id)
         self.task = loop.create_task(self._main(), context=context)
 
