@@ -20,12 +20,14 @@ from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpRespons
 from django.http.request import QueryDict, RawPostDataException, UnreadablePostError
 from django.http.response import HttpResponseBase
 from django.utils.datastructures import MultiValueDict
+from django.views.decorators.csrf import csrf_exempt
 from rest_framework import exceptions as drf
 from rest_framework.permissions import AllowAny
 
 from invocations_app import conf, isolation
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects import Dialect, get_dialect
+from invocations_app.dialects.strict_json import dump_compact
 from invocations_app.envelope import DialectName, session_header_value
 from invocations_app.events import Failed
 from invocations_app.exceptions import BodyTooLarge, InvocationError, StorageUnavailable, TargetFailed
@@ -37,7 +39,7 @@ logger = logging.getLogger("invocations_app.views")
 _GZIP = "django.middleware.gzip.GZipMiddleware"
 
 
-class InvocationsView(APIView):
+class InvocationsView(APIView):  # type: ignore[misc]  # adrf has no types
     """What the views of an endpoint share: who may call, and how errors are answered.
 
     Attributes:
@@ -237,6 +239,7 @@ class InvokeView(InvocationsView):
         return _json(self.dialect.encode_json(body), 200, _headers_of(run))
 
 
+@csrf_exempt
 async def readiness(request: HttpRequest) -> HttpResponse:
     """Say whether this process can serve: 200, or 503 with what is failing.
 
@@ -245,13 +248,12 @@ async def readiness(request: HttpRequest) -> HttpResponse:
     """
     if request.method not in {"GET", "HEAD"}:
         response = _json(b'{"error":"method not allowed"}', 405)
-        response["Allow"] = "GET"
+        response["Allow"] = "GET, HEAD"
         return response
     failing = await is_ready()
     if not failing:
         return _json(b'{"status":"healthy"}', 200)
-    names = ",".join(f'"{name}"' for name in failing)
-    return _json(b'{"status":"unhealthy","failing":[' + names.encode("ascii") + b"]}", 503)
+    return _json(dump_compact({"status": "unhealthy", "failing": failing}).encode(), 503)
 
 
 def read_body(request: HttpRequest, limit: int) -> bytes:
