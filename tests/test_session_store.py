@@ -328,7 +328,7 @@ def _move_to_another_user(record: SessionRecord) -> None:
 @pytest.mark.parametrize(
     "spoil", [_spoil_state, _spoil_format, _spoil_message, _drop_message, _add_message, _move_to_another_user]
 )
-async def test_what_cannot_be_read_is_told_and_left_alone(spoil):
+async def test_what_cannot_be_read_is_told_and_left_alone(spoil, caplog):
     store = OrmSessionStore(SCOPE)
     await store.set("s1", session_of("a", "b"))
     await database.run(lambda: spoil(SessionRecord.objects.get()))
@@ -336,6 +336,7 @@ async def test_what_cannot_be_read_is_told_and_left_alone(spoil):
     with pytest.raises(StoredStateUnreadable):
         await store.get("s1")
     assert (await table(SessionRecord), await table(MessageRecord)) == before
+    assert f"The stored session with the key digest {SCOPE.key('s1')} " in caplog.text
 
 
 async def test_the_stored_row_holds_its_four_values_and_their_digest():

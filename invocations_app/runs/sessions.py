@@ -64,17 +64,29 @@ async def load(endpoint: EndpointSettings, turn: turns.Turn, target: Any) -> Loa
     claimed = turn.session
     if claimed is None:
         return None
-    if endpoint.session_store != DEFAULT_SESSION_STORE:
-        store = get_store(endpoint.session_store)
-        try:
-            session = await store.get(claimed.opaque_id)
-        except Exception as error:
-            raise StoredStateUnreadable from error
-        return LoadedSession(session or await _new_session(target, claimed.opaque_id), None, store)
+    try:
+        if endpoint.session_store == DEFAULT_SESSION_STORE:
+            return await _load_claimed(claimed, target)
+        return await _load_elsewhere(get_store(endpoint.session_store), claimed.opaque_id, target)
+    except StoredStateUnreadable:
+        key = turn.request.scope.key(turn.request.session_id or "")
+        logger.error("The stored session with the key digest %s cannot be read.", key)
+        raise
+
+
+async def _load_claimed(claimed: turns.ClaimedSession, target: Any) -> LoadedSession:
     if not claimed.state:
         return LoadedSession(await _new_session(target, claimed.opaque_id), snapshots.History(), None)
     session, history = snapshots.load(claimed.state, claimed.rows, claimed.opaque_id)
     return LoadedSession(session, history, None)
+
+
+async def _load_elsewhere(store: SessionStore, opaque_id: str, target: Any) -> LoadedSession:
+    try:
+        session = await store.get(opaque_id)
+    except Exception as error:
+        raise StoredStateUnreadable from error
+    return LoadedSession(session or await _new_session(target, opaque_id), None, store)
 
 
 async def _new_session(target: Any, opaque_id: str) -> AgentSession:

@@ -5,6 +5,7 @@ Everything here runs inside the caller's transaction, on a database thread.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterable
 from datetime import datetime
@@ -17,6 +18,8 @@ from invocations_app.exceptions import StoredStateUnreadable
 from invocations_app.isolation import Scope
 from invocations_app.models import MessageRecord, SessionRecord
 from invocations_app.storage.snapshots import Change, MessageRow
+
+logger = logging.getLogger("invocations_app.storage")
 
 
 def new_opaque_id() -> str:
@@ -46,6 +49,7 @@ def get_session_record(using: str, scope: Scope, session_id: str, *, lock: bool 
         scope.chat_key,
         session_id,
     ):
+        logger.error("The stored session with the key digest %s belongs to other columns.", record.key)
         raise StoredStateUnreadable
     return record
 

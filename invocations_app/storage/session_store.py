@@ -6,15 +6,18 @@ and commit it together with the invocation's record (`storage.turns`).
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from agent_framework import AgentSession, SessionStore
 from django.db import transaction
 from django.utils import timezone
 
-from invocations_app.exceptions import SessionConflict
+from invocations_app.exceptions import SessionConflict, StoredStateUnreadable
 from invocations_app.isolation import Scope
 from invocations_app.storage import database, records, snapshots
+
+logger = logging.getLogger("invocations_app.storage")
 
 _MAX_SESSION_ID = 256
 
@@ -71,7 +74,11 @@ class OrmSessionStore(SessionStore):
         if found is None:
             return None
         state, rows, version = found
-        session, history = snapshots.load(state, rows)
+        try:
+            session, history = snapshots.load(state, rows)
+        except StoredStateUnreadable:
+            logger.error("The stored session with the key digest %s cannot be read.", self._scope.key(session_id))
+            raise
         setattr(session, _LOADED, (session_id, version, history))
         return session
 
