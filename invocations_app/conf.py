@@ -56,6 +56,12 @@ def _optional_dotted(value: Any) -> str | None:
         raise _Invalid("Write a dotted path, such as 'project.hooks.run_hook', or None.") from None
 
 
+def _optional_alias(value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise _Invalid("Write an alias of TASKS, or None.")
+    return value
+
+
 def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise _Invalid("Write True or False.")
@@ -186,6 +192,10 @@ class EndpointSettings:
         run_timeout_seconds: Longest time a run may take.
         on_disconnect: ``continue`` lets a run end when its last reader left,
             ``cancel`` cancels it.
+        on_busy_session: ``wait`` lets a turn wait for the one before it, in order
+            of arrival; ``reject`` refuses it at once.
+        session_wait_seconds: Longest time a turn waits; one in the background
+            waits without limit.
         reader_stall_seconds: Time of taking nothing after which a reader counts
             as having left.
         unsupported_options: What to do with options that the target's ``run``
@@ -212,6 +222,8 @@ class EndpointSettings:
     keepalive_seconds: float = _setting(_number("seconds", minimum=0), 15)
     run_timeout_seconds: float = _setting(_number("seconds", minimum=0.001), 600)
     on_disconnect: Literal["continue", "cancel"] = _setting(_choice("continue", "cancel"), "continue")
+    on_busy_session: Literal["wait", "reject"] = _setting(_choice("wait", "reject"), "wait")
+    session_wait_seconds: float = _setting(_number("seconds", minimum=0), 30)
     reader_stall_seconds: float = _setting(_number("seconds", minimum=0.001), 30)
     unsupported_options: Literal["warn", "error"] = _setting(_choice("warn", "error"), "warn")
     authentication_classes: tuple[Any, ...] | None = _setting(_optional_classes, None)
@@ -231,9 +243,26 @@ class HostSettings:
     Attributes:
         require_targets: A target that cannot be built stops the boot; False: it
             is logged, 503 at ``/readiness`` and 500 to callers.
+        max_concurrent_runs: Runs and waiting turns that a process takes on.
+        lease_seconds: Time after which a run whose process is silent counts as
+            interrupted, and its session is free again.
+        event_flush_milliseconds: Longest time before a streamed event is in the log.
+        event_ttl_seconds: Age at which logged events may go; None: kept.
+        session_ttl_seconds: Idle time after which a session may go; None: kept.
+        invocation_ttl_seconds: Age at which an ended invocation's record may go,
+            and with it the promise that its id runs at most once; None: kept.
+        background_tasks_backend: Alias in ``TASKS`` of the backend whose workers
+            run background invocations; None: the web process does.
     """
 
     require_targets: bool = _setting(_boolean, True)
+    max_concurrent_runs: int = _setting(_number("runs", minimum=1, whole=True), 1000)
+    lease_seconds: float = _setting(_number("seconds", minimum=1), 15)
+    event_flush_milliseconds: float = _setting(_number("milliseconds", minimum=1), 250)
+    event_ttl_seconds: float | None = _setting(_number("seconds", minimum=1, optional=True), 86400)
+    session_ttl_seconds: float | None = _setting(_number("seconds", minimum=1, optional=True), None)
+    invocation_ttl_seconds: float | None = _setting(_number("seconds", minimum=1, optional=True), 2592000)
+    background_tasks_backend: str | None = _setting(_optional_alias, None)
 
 
 def _keys(kind: type[EndpointSettings] | type[HostSettings]) -> dict[str, Any]:

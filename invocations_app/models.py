@@ -1,4 +1,4 @@
-"""Tables: sessions, the messages of their histories, and invocations.
+"""Tables: sessions, the messages of their histories, invocations and their events.
 
 JSON is kept as ASCII-escaped text: PostgreSQL's jsonb refuses NUL and lone
 surrogates, which models do write. What the columns mean together, and who may
@@ -124,10 +124,16 @@ class InvocationRecord(Scoped):
         blank=True,
         on_delete=models.SET_NULL,
         db_constraint=False,
+        db_index=False,
         related_name="invocations",
     )
     session_id = models.CharField(_("session id"), max_length=256, null=True, blank=True)
     claim_number = models.PositiveBigIntegerField(_("claim number"), default=0, editable=False)
+    owner = models.CharField(_("process"), max_length=32, blank=True, default="", editable=False)
+    # None while nobody has taken it yet who could die: it is handed to a tasks backend.
+    lease_expires_at = models.DateTimeField(_("lease expires"), null=True, blank=True, editable=False)
+    cancel_requested = models.BooleanField(_("cancel requested"), default=False, editable=False)
+    joined_until = models.DateTimeField(_("joined until"), null=True, blank=True, editable=False)
     status = models.CharField(_("status"), max_length=16, choices=Status.choices)
     answer = models.TextField(_("answer"), blank=True, default="")
     error_code = models.CharField(_("error code"), max_length=64, blank=True, default="")
@@ -135,6 +141,8 @@ class InvocationRecord(Scoped):
     usage = models.TextField(_("token usage"), blank=True, default="")
     total_tokens = models.PositiveBigIntegerField(_("tokens"), null=True, blank=True)
     metadata = models.TextField(_("metadata"), blank=True, default="")
+    input = models.TextField(_("input"), blank=True, default="", editable=False)
+    event_count = models.PositiveIntegerField(_("events"), default=0)
     created_at = models.DateTimeField(_("created"))
     first_byte_at = models.DateTimeField(_("first byte"), null=True, blank=True)
     finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
@@ -142,6 +150,10 @@ class InvocationRecord(Scoped):
     class Meta:
         verbose_name = _("invocation")
         verbose_name_plural = _("invocations")
+        indexes = [
+            # The order in which the turns of a session wait, and its invocations in the admin.
+            models.Index(fields=["session_record", "id"], name="invocations_of_session"),
+        ]
 
     def __str__(self) -> str:
         return self.correlation_id
@@ -152,3 +164,28 @@ class InvocationRecord(Scoped):
         if self.finished_at is None:
             return None
         return (self.finished_at - self.created_at).total_seconds()
+
+
+class EventRecord(models.Model):
+    """Wire events of a streamed invocation, a batch in a row; its last event stands in the record."""
+
+    invocation = models.ForeignKey(
+        InvocationRecord,
+        verbose_name=_("invocation"),
+        on_delete=models.CASCADE,
+        db_constraint=False,
+        db_index=False,
+        related_name="events",
+    )
+    first = models.PositiveIntegerField(_("first number"))
+    last = models.PositiveIntegerField(_("last number"))
+    frames = models.TextField(_("events"))
+    created_at = models.DateTimeField(_("created"))
+
+    class Meta:
+        verbose_name = _("events")
+        verbose_name_plural = _("events")
+        constraints = [models.UniqueConstraint(fields=["invocation", "first"], name="invocations_event_place")]
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
