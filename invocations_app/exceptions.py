@@ -200,3 +200,32 @@ class RunInterrupted(InvocationError):
     code = "interrupted"
     default_text = "this invocation was interrupted"
     default_status = 409
+
+
+class MalformedEventId(InvocationError):
+    """``Last-Event-ID`` or ``after`` is no whole number of 0 or more."""
+
+    code = "malformed_event_id"
+    default_text = "malformed event id"
+    default_status = 400
+
+
+_RECORDED: tuple[type[InvocationError], ...] = (
+    TargetFailed,
+    StoredStateUnreadable,
+    SessionConflict,
+    RunTimedOut,
+    RunCancelled,
+    RunInterrupted,
+)
+
+
+def error_of_code(code: str, status: int | None) -> InvocationError:
+    """Return the error that a record's code stands for, with its fixed text.
+
+    Args:
+        code: The recorded code.
+        status: The recorded HTTP status.
+    """
+    kinds = {kind.code: kind for kind in _RECORDED}
+    return kinds.get(code, TargetFailed)(status=status)

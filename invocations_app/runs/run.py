@@ -1,4 +1,4 @@
-"""One run: a task of its own, from the run hook to the commit.
+"""One run: a task of its own, from the replay look-up to the commit.
 
 The task is owned by the engine, not by the response: Django cancels the view
 when the client leaves, and a claim made by a cancelled view would stay. The
@@ -8,23 +8,21 @@ response, and whoever else follows, only reads what the run publishes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import copy
 import dataclasses
 import logging
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from asgiref.sync import ThreadSensitiveContext
-from django.db import connections
 from django.utils import timezone
 
-from invocations_app import hooks, isolation, targets
+from invocations_app import conf, hooks, isolation, targets
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects import get_dialect
 from invocations_app.dialects.parsing import stamp_messages
@@ -32,6 +30,7 @@ from invocations_app.envelope import Invocation, ParsedRequest
 from invocations_app.events import Answer, Done, Event, Failed
 from invocations_app.exceptions import (
     InvocationError,
+    InvocationIdReused,
     RunCancelled,
     RunInterrupted,
     RunTimedOut,
@@ -42,20 +41,25 @@ from invocations_app.exceptions import (
     UnsupportedOptions,
 )
 from invocations_app.isolation import RequestKeys, Scope
-from invocations_app.runs import sessions
+from invocations_app.runs import sessions, waiting
 from invocations_app.runs.agent import run_agent
-from invocations_app.runs.tape import FrameStream, Tape
-from invocations_app.storage import database, turns
+from invocations_app.runs.executor import RunExecutor
+from invocations_app.runs.host import FLUSH_EVENTS, get_host
+from invocations_app.runs.settle import settle, whole
+from invocations_app.runs.tape import Tape
+from invocations_app.storage import database, endings, invocations, turns
+from invocations_app.storage.endings import Ending
+from invocations_app.storage.event_log import Batch
+from invocations_app.storage.invocations import StoredInvocation
+from invocations_app.storage.turns import Turn, Waiting
 from invocations_app.targets import ResolvedTarget
 
 logger = logging.getLogger("invocations_app.runs")
 
-T = TypeVar("T")
-
-# A claim outlives the longest run by the time that ending it may take.
-_LEASE_MARGIN_SECONDS = 30
-# How long a transaction that was sent off is waited for when its run is cancelled.
-_SETTLE_SECONDS = 30
+# How long a turn is kept that cannot be written because the database is away.
+_PATIENCE_SECONDS = 20
+# How often a run whose last reader here has left looks for readers elsewhere.
+_JOINED_POLL_SECONDS = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,44 +85,49 @@ class RunRequest:
     can_stream: bool
 
 
-# The loop holds its tasks weakly only: whoever runs is held here.
-_live: set[Run] = set()
-
-
 class Run:
     """The run of one invocation.
 
     Attributes:
         invocation: The invocation; what the run hook made of it, once it ran.
+        endpoint: The endpoint it came in at.
         correlation_id: Random id of its record, the only one that logs carry.
-        started: Done when the turn was begun, or refused with an `InvocationError`.
+        record_pk: Primary key of its record, once it has one.
+        is_queued: Whether it waits for its session.
+        started: Done when the turn was begun, or queued in the background; with the stored
+            invocation where there is one of this id already, or an `InvocationError`.
         ended: Done with the last event, `Done` or `Failed`.
         tape: Its wire events.
+        ending: Held while its end or a batch of its events is written.
     """
 
     def __init__(self, request: RunRequest) -> None:
         loop = asyncio.get_running_loop()
         self.invocation: Invocation = request.parsed.invocation
+        self.endpoint = request.endpoint
         self.correlation_id = uuid.uuid4().hex
-        self.started: asyncio.Future[None] = loop.create_future()
+        self.record_pk: int | None = None
+        self.is_queued = False
+        self.started: asyncio.Future[StoredInvocation | None] = loop.create_future()
         self.ended: asyncio.Future[Done | Failed] = loop.create_future()
         self.tape = Tape()
+        self.ending = asyncio.Lock()
         self._request = request
-        self.endpoint = request.endpoint
+        self._host = get_host()
         self._dialect = get_dialect(request.parsed.invocation.dialect)
         self._encoder = self._dialect.invocations_from_streaming_run()
         self._readers = 0
-        self._turn: turns.Turn | None = None
+        self._held: Turn | Waiting | None = None
         self._session: sessions.LoadedSession | None = None
         self._first_byte_at: datetime | None = None
         self._stop: InvocationError | None = None
         self._over = False
-        _live.add(self)
         # A copy of its own: the middleware unsets the keys while the response still streams.
         context = contextvars.copy_context()
-        keys = request.keys.isolation
-        context.run(isolation.set_current_isolation_keys, None if keys.is_empty else keys)
-        context.run(isolation.set_current_call_id, request.keys.call_id)
+        keys = request.keys
+        context.run(isolation.set_current_isolation_keys, None if keys.isolation.is_empty else keys.isolation)
+        context.run(isolation.set_current_call_id, keys.call_id)
+        self._host.hold(self)
         self.task = loop.create_task(self._main(), context=context)
 
     @property
@@ -126,15 +135,32 @@ class Run:
         """The session id in force, as given; None when there is none."""
         return None if self.invocation.session_mode == "disabled" else self.invocation.session_id
 
-    def attach(self) -> Reader:
-        """Return a reader of the answer; that the last one leaves may cancel the run."""
-        self._readers += 1
-        return Reader(self)
+    # Who reads, and who stops it
 
-    def _reader_left(self) -> None:
+    def reader_came(self) -> None:
+        """Count one who waits for the answer."""
+        self._readers += 1
+
+    def reader_left(self) -> None:
+        """Count one less; that the last one leaves may cancel the run."""
         self._readers -= 1
-        if self._readers == 0 and self.endpoint.on_disconnect == "cancel":
+        if self._readers > 0 or self._over or self.invocation.background or self.endpoint.on_disconnect == "continue":
+            return
+        if self.record_pk is None:
             self.cancel(RunCancelled())
+        else:
+            self._host.spawn(self._cancel_unless_joined(self.record_pk))
+
+    async def _cancel_unless_joined(self, record_pk: int) -> None:
+        """Cancel the run unless somebody waits for its answer, here or in another process."""
+        while self._readers == 0 and not self._over:
+            try:
+                if not await invocations.is_joined(record_pk):
+                    self.cancel(RunCancelled())
+                    return
+            except database.UNREACHABLE:
+                logger.warning("Readers of invocation %s could not be looked up.", self.correlation_id)
+            await asyncio.sleep(_JOINED_POLL_SECONDS)
 
     def cancel(self, error: InvocationError) -> None:
         """Stop the run; nothing happens when it is over or was stopped before.
@@ -149,23 +175,24 @@ class Run:
     # The task
 
     async def _main(self) -> None:
-        executor = _RunExecutor()
+        executor = RunExecutor()
         try:
             # Sync code of the run gets a thread of its own: the request's is gone before the run is.
             async with ThreadSensitiveContext(executor=executor):
                 await self._guarded()
         finally:
             executor.end()
-            _live.discard(self)
+            self._host.forget(self)
 
     async def _guarded(self) -> None:
         try:
-            async with AsyncExitStack() as stack:
-                resolved, turn = await self._prepare(stack)
-                _resolve(self.started, None)
-                answer = await self._carry_out(resolved)
-                await self._commit(turn, answer)
-                self._end(Done(answer))
+            stored = await self._look_up()
+            if stored is None:
+                async with AsyncExitStack() as stack:
+                    stored = await self._turn(stack)
+            if stored is not None:
+                self._over = True
+                self._start(stored)
         except asyncio.CancelledError:
             await self._fail(self._stop or RunInterrupted())
             if self._stop is None:
@@ -173,8 +200,38 @@ class Run:
         except Exception as error:
             await self._fail(_as_invocation_error(error), cause=error)
 
-    async def _prepare(self, stack: AsyncExitStack) -> tuple[ResolvedTarget, turns.Turn]:
-        """Do everything that has a status of its own: after this the answer's head is sent."""
+    async def _look_up(self) -> StoredInvocation | None:
+        """Return the invocation that was begun with the caller's id before, if there is one."""
+        parsed = self._request.parsed
+        if not parsed.id_given:
+            return None
+        try:
+            stored = await invocations.look_up(self._request.scope, parsed.invocation.id)
+        except database.UNREACHABLE as error:
+            raise StorageUnavailable from error
+        return None if stored is None else self._same(stored)
+
+    def _same(self, stored: StoredInvocation) -> StoredInvocation:
+        if stored.fingerprint != self._request.parsed.fingerprint:
+            raise InvocationIdReused
+        return stored
+
+    async def _turn(self, stack: AsyncExitStack) -> StoredInvocation | None:
+        """Prepare the turn, carry it out and commit it."""
+        resolved, target = await self._prepare(stack)
+        begun = await self._begin()
+        if isinstance(begun, StoredInvocation):
+            return self._same(begun)
+        turn = begun if isinstance(begun, Turn) else await self._wait(begun)
+        self._session = await sessions.load(self.endpoint, turn, target)
+        self._start(None)
+        answer = await self._carry_out(resolved)
+        await self._commit(turn, answer)
+        self._end(Done(answer))
+        return None
+
+    async def _prepare(self, stack: AsyncExitStack) -> tuple[ResolvedTarget, Any]:
+        """Do what comes before the record: what fails here leaves no trace."""
         endpoint = self.endpoint
         resolved = await targets.resolve(endpoint)
         target = await stack.enter_async_context(targets.entered(resolved))
@@ -185,13 +242,12 @@ class Run:
         self.invocation = invocation = self._fit_options(self.invocation, resolved)
         if invocation.session_mode == "required" and not invocation.session_id:
             raise SessionRequired
-        if invocation.stream and not self._request.can_stream:
+        if (invocation.stream or invocation.background) and not self._request.can_stream:
             raise StreamsNeedAsgi
         messages = stamp_messages(invocation.input, endpoint.alias, invocation.dialect)
         self.invocation = dataclasses.replace(invocation, input=messages)
-        turn = await self._begin()
-        self._session = await sessions.load(endpoint, turn, target)
-        return resolved, turn
+        self._host.admit(self)
+        return resolved, target
 
     def _fit_options(self, invocation: Invocation, resolved: ResolvedTarget) -> Invocation:
         if not invocation.options or resolved.takes_options:
@@ -201,27 +257,42 @@ class Run:
         logger.warning("The target of endpoint %r takes no run options; they are dropped.", self.endpoint.alias)
         return dataclasses.replace(invocation, options={})
 
-    async def _begin(self) -> turns.Turn:
+    async def _begin(self) -> turns.Begun:
         request = turns.TurnRequest(
             invocation=self.invocation,
             scope=self._request.scope,
             user_pk=self._request.user_pk,
             fingerprint=self._request.parsed.fingerprint,
             correlation_id=self.correlation_id,
-            lease_seconds=self.endpoint.run_timeout_seconds + _LEASE_MARGIN_SECONDS,
+            owner=self._host.owner,
+            lease_seconds=conf.get_host().lease_seconds,
+            on_busy=self.endpoint.on_busy_session,
         )
-        begin = asyncio.ensure_future(turns.begin(request))
         try:
-            self._turn = await asyncio.shield(begin)
+            # It cannot be called back: a claim that is made just as the run is cancelled has to be released.
+            return await whole(turns.begin(request), self._hold)
         except database.UNREACHABLE as error:
             raise StorageUnavailable from error
-        except asyncio.CancelledError:
-            # It cannot be called back: its claim has to be released when it has been made.
-            await _settle(begin)
-            if begin.done() and not begin.cancelled() and begin.exception() is None:
-                self._turn = begin.result()
-            raise
-        return self._turn
+
+    def _hold(self, begun: turns.Begun) -> None:
+        if not isinstance(begun, StoredInvocation):
+            self._held = begun
+            self.record_pk = begun.record_pk
+            self._host.register(self, begun.record_pk)
+
+    async def _wait(self, queued: Waiting) -> Turn:
+        self.is_queued = True
+        background = self.invocation.background
+        if background:
+            self._start(None)
+        turn = await waiting.wait_for_claim(queued, None if background else self.endpoint.session_wait_seconds)
+        self._held = turn
+        self.is_queued = False
+        return turn
+
+    def _start(self, stored: StoredInvocation | None) -> None:
+        if not self.started.done():
+            self.started.set_result(stored)
 
     async def _carry_out(self, resolved: ResolvedTarget) -> Answer:
         """Run the target within its time."""
@@ -234,38 +305,71 @@ class Run:
             if limit.expired():
                 raise RunTimedOut from error
             raise
-        if self._first_byte_at is None:
-            self._first_byte_at = timezone.now()
+        self._note_first_byte()
         return Answer(text=result.text, session_id=self.session_id, usage=result.usage)
 
-    async def _publish(self, event: Event) -> None:
+    def _note_first_byte(self) -> None:
         if self._first_byte_at is None:
             self._first_byte_at = timezone.now()
-        if self.tape.has_readers:
+
+    async def _publish(self, event: Event) -> None:
+        """Put an event on the tape; that of a plain run is told from its answer, at its end."""
+        self._note_first_byte()
+        if self.invocation.stream:
             self.tape.append(self._encoder.encode(event))
+            if self.tape.unlogged >= FLUSH_EVENTS:
+                self._host.flush_soon()
             await self.tape.room()
 
-    async def _commit(self, turn: turns.Turn, answer: Answer) -> None:
+    async def _commit(self, turn: Turn, answer: Answer) -> None:
         """Write everything in one transaction, which a cancellation does not cut."""
         change = None if self._session is None else await self._session.save()
-        commit = asyncio.ensure_future(turns.commit(turn, change, answer, first_byte_at=self._first_byte_at))
+        committed: list[None] = []
         try:
-            await asyncio.shield(commit)
+            async with self.ending:
+                ending = self._ending()
+                await whole(
+                    self._patiently(lambda: endings.commit(turn, change, answer, ending)), committed.append
+                )
         except asyncio.CancelledError:
-            await _settle(commit)
-            if not commit.done() or commit.cancelled() or commit.exception() is not None:
+            task = asyncio.current_task()
+            if not committed or self._stop is None or task is None:
                 raise
             # Committed before the cancellation reached it: the turn stands.
-            task = asyncio.current_task()
-            if self._stop is not None and task is not None:
-                task.uncancel()
+            task.uncancel()
+
+    def _ending(self) -> Ending:
+        first, frames = self.tape.to_log()
+        return Ending(
+            first_byte_at=self._first_byte_at,
+            events=Batch(self.record_pk or 0, first, frames),
+            event_count=self.tape.last,
+        )
+
+    async def _patiently(self, write: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Write, and try again while the database is away for a short while."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _PATIENCE_SECONDS
+        pause = 0.1
+        while True:
+            try:
+                return await write()
+            except database.UNREACHABLE:
+                if loop.time() + pause > deadline:
+                    raise
+                logger.warning("The end of invocation %s is tried again.", self.correlation_id, exc_info=True)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1)
 
     def _end(self, event: Done | Failed) -> None:
-        """Publish the last event."""
+        """Publish the last event, and let the next turn of the session go."""
         self._over = True
-        self.tape.append(self._encoder.encode(event))
-        self.tape.close()
-        _resolve(self.ended, event)
+        self.tape.mark_logged(None)
+        self.tape.close(self._encoder.encode(event))
+        if not self.ended.done():
+            self.ended.set_result(event)
+        if self._held is not None and self._held.session_pk is not None:
+            waiting.session_is_free(self._held.session_pk)
 
     async def _fail(self, error: InvocationError, cause: BaseException | None = None) -> None:
         """End a run that has no answer."""
@@ -278,20 +382,24 @@ class Run:
             logger.error("Invocation %s failed: %s.", self.correlation_id, error.code, exc_info=cause)
         else:
             logger.info("Invocation %s ended: %s.", self.correlation_id, error.code)
-        if self._turn is not None:
-            failing = asyncio.ensure_future(turns.fail(self._turn, error, first_byte_at=self._first_byte_at))
-            await _settle(failing)
-            if failing.done() and not failing.cancelled() and failing.exception() is not None:
-                # The claim expires by itself, and whoever meets it writes down that the run was interrupted.
-                logger.error(
-                    "The end of invocation %s was not recorded.", self.correlation_id, exc_info=failing.exception()
-                )
+        if self._held is not None:
+            await self._record_failure(self._held, error)
         shown = self._exposed(error)
         if not self.started.done():
             self.started.set_exception(shown)
             # Whoever started it may have left: nobody need ask.
             self.started.exception()
         self._end(Failed(shown))
+
+    async def _record_failure(self, held: Turn | Waiting, error: InvocationError) -> None:
+        async with self.ending:
+            ending = self._ending()
+            failing = asyncio.ensure_future(self._patiently(lambda: endings.fail(held, error, ending)))
+            await settle(failing)
+        if not failing.done() or failing.cancelled() or failing.exception() is not None:
+            # The lease expires by itself, and whoever meets it writes down that the run was interrupted.
+            problem = failing.exception() if failing.done() and not failing.cancelled() else None
+            logger.error("The end of invocation %s was not recorded.", self.correlation_id, exc_info=problem)
 
     def _exposed(self, error: InvocationError) -> InvocationError:
         """Return the error as the live caller sees it: records keep the fixed text."""
@@ -301,86 +409,6 @@ class Run:
         shown = copy.copy(error)
         shown.text = str(cause) or type(cause).__name__
         return shown
-
-
-class Reader:
-    """One who waits for the answer of a run: the POST that started it."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._place = run.tape.attach()
-        self._left = False
-
-    def leave(self) -> None:
-        """Stop reading; harmless when done before."""
-        if not self._left:
-            self._left = True
-            self._run.tape.detach(self._place)
-            self._run._reader_left()
-
-    async def started(self) -> None:
-        """Wait until the turn was begun.
-
-        Raises:
-            InvocationError: If it was refused.
-        """
-        await self._wait(self._run.started)
-
-    async def outcome(self) -> Done | Failed:
-        """Wait for the end; what is read is the last event only."""
-        self._run.tape.detach(self._place)
-        return await self._wait(self._run.ended)
-
-    def stream(self) -> FrameStream:
-        """Return the wire events from the first one, for a streamed response."""
-        endpoint = self._run.endpoint
-        return FrameStream(
-            self._run.tape,
-            self._place,
-            keepalive_seconds=endpoint.keepalive_seconds,
-            stall_seconds=endpoint.reader_stall_seconds,
-            on_leave=self.leave,
-        )
-
-    async def _wait(self, future: asyncio.Future[T]) -> T:
-        try:
-            # The run is not the reader's to cancel.
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            self.leave()
-            raise
-
-
-class _RunExecutor(ThreadPoolExecutor):
-    """One thread for the sync code of one run, started when it is needed."""
-
-    def __init__(self) -> None:
-        super().__init__(max_workers=1, thread_name_prefix="invocations-run")
-        self._used = False
-
-    def submit(self, *args: Any, **kwargs: Any) -> Any:
-        self._used = True
-        return super().submit(*args, **kwargs)
-
-    def end(self) -> None:
-        """Close the thread's database connections, after what still runs in it, and end it."""
-        if self._used:
-            self.submit(connections.close_all)
-        self.shutdown(wait=False)
-
-
-async def _settle(future: asyncio.Future[Any]) -> None:
-    """Wait for a transaction that was sent off, whatever becomes of the one who waits."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + _SETTLE_SECONDS
-    while not future.done() and loop.time() < deadline:
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([future], timeout=deadline - loop.time())
-
-
-def _resolve(future: asyncio.Future[T], value: T) -> None:
-    if not future.done():
-        future.set_result(value)
 
 
 def _as_invocation_error(error: Exception) -> InvocationError:

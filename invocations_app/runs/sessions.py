@@ -69,8 +69,7 @@ async def load(endpoint: EndpointSettings, turn: turns.Turn, target: Any) -> Loa
             return await _load_claimed(claimed, target)
         return await _load_elsewhere(get_store(endpoint.session_store), claimed.opaque_id, target)
     except StoredStateUnreadable:
-        key = turn.request.scope.key(turn.request.session_id or "")
-        logger.error("The stored session with the key digest %s cannot be read.", key)
+        logger.error("The stored session with the key digest %s cannot be read.", claimed.key)
         raise
 
 

@@ -54,6 +54,19 @@ def get_session_record(using: str, scope: Scope, session_id: str, *, lock: bool 
     return record
 
 
+def get_by_pk(using: str, session_pk: int) -> SessionRecord | None:
+    """Return the locked row of a session by its primary key, or None.
+
+    Args:
+        using: Alias of the database.
+        session_pk: Primary key of the session's row.
+    """
+    rows = SessionRecord.objects.using(using).filter(pk=session_pk)
+    if connections[using].features.has_select_for_update:
+        rows = rows.select_for_update()
+    return rows.first()
+
+
 def ensure_session_record(
     using: str, scope: Scope, session_id: str, *, user_pk: Any = None, now: datetime
 ) -> SessionRecord:

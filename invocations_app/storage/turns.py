@@ -1,38 +1,29 @@
-"""A turn: two short transactions, with the run between them.
+"""The beginning of a turn: record the invocation, claim its session, load it.
 
-`begin` records the invocation, claims the session and loads it; `commit`
-writes session, messages, answer and record together and releases the claim;
-`fail` ends a turn that has no answer. Each claim raises the session's claim
-number, and whatever is written later is conditional on it and on the record
-still running: a turn that lost its claim changes nothing any more.
+One transaction where the session is free. Where it is not, the record is
+queued, and stays so until its turn has come: a claim succeeds only when no
+older live record of the session waits, so the order of arrival holds over all
+processes. Each claim raises the session's claim number, and whatever is
+written later is conditional on it. How a turn ends is in ``endings``.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from django.db import IntegrityError, transaction
-from django.db.models import DateTimeField, ExpressionWrapper, F, Q
-from django.db.models.functions import Now
+from django.db.models import F, Q
 from django.utils import timezone
 
 from invocations_app.envelope import Invocation
-from invocations_app.events import Answer
-from invocations_app.exceptions import (
-    InvocationError,
-    InvocationIdReused,
-    RunCancelled,
-    RunInterrupted,
-    SessionBusy,
-    SessionConflict,
-)
+from invocations_app.exceptions import RunCancelled, RunInterrupted, SessionBusy
 from invocations_app.isolation import Scope
 from invocations_app.models import InvocationRecord, SessionRecord
-from invocations_app.storage import database, records
-from invocations_app.storage.snapshots import Change, MessageRow
+from invocations_app.storage import clock, database, records
+from invocations_app.storage.invocations import StoredInvocation, interrupt, read_now
+from invocations_app.storage.snapshots import MessageRow
 
 Status = InvocationRecord.Status
 
@@ -47,7 +38,9 @@ class TurnRequest:
         user_pk: Primary key of the authenticated Django user, or None.
         fingerprint: Digest of the request; see `envelope.fingerprint`.
         correlation_id: The record's random id, the only one that logs carry.
-        lease_seconds: Time after which the claim is void.
+        owner: Id of the process.
+        lease_seconds: Time after which the process counts as gone.
+        on_busy: Whether to wait for a busy session.
     """
 
     invocation: Invocation
@@ -55,7 +48,9 @@ class TurnRequest:
     user_pk: Any
     fingerprint: str
     correlation_id: str
+    owner: str
     lease_seconds: float
+    on_busy: Literal["wait", "reject"] = "wait"
 
     @property
     def session_id(self) -> str | None:
@@ -71,6 +66,7 @@ class ClaimedSession:
 
     Attributes:
         pk: Primary key of its row.
+        key: Its key digest, by which logs name it.
         opaque_id: Id by which the agent and its providers know it.
         version: Number of times it was written.
         claim_number: Number of this claim.
@@ -79,6 +75,7 @@ class ClaimedSession:
     """
 
     pk: int
+    key: str
     opaque_id: str
     version: int
     claim_number: int
@@ -91,65 +88,88 @@ class Turn:
     """A turn that was begun.
 
     Attributes:
-        request: What began it.
         record_pk: Primary key of the invocation's record.
+        owner: Id of the process that runs it.
         session: The claimed session, or None.
     """
 
-    request: TurnRequest
     record_pk: int
+    owner: str
     session: ClaimedSession | None
 
+    @property
+    def session_pk(self) -> int | None:
+        """Primary key of the session's row, or None."""
+        return None if self.session is None else self.session.pk
 
-async def begin(request: TurnRequest) -> Turn:
-    """Record an invocation as running, claim its session and load it.
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A turn that waits for its session.
+
+    Attributes:
+        record_pk: Primary key of the invocation's record, which is queued.
+        owner: Id of the process that waits.
+        session_pk: Primary key of the session's row.
+        lease_seconds: Time after which the process counts as gone.
+    """
+
+    record_pk: int
+    owner: str
+    session_pk: int
+    lease_seconds: float
+
+
+Begun: TypeAlias = Turn | Waiting | StoredInvocation
+
+
+async def begin(request: TurnRequest) -> Begun:
+    """Record an invocation and claim its session, or queue it where the session is busy.
 
     Args:
         request: What begins the turn.
 
+    Returns:
+        The turn; or what waits; or the invocation that was begun with this id before.
+
     Raises:
-        InvocationIdReused: If the invocation id was used before.
-        SessionBusy: If another turn of the session is running.
+        SessionBusy: If the session is busy and waiting is not wanted.
         StoredStateUnreadable: If the session's row is not its own.
         DatabaseError: If the database is not reachable.
     """
     return await database.run(_begin, request)
 
 
-async def commit(turn: Turn, change: Change | None, answer: Answer, *, first_byte_at: datetime | None) -> None:
-    """Write session, messages, answer and record, and release the claim.
+async def claim(waiting: Waiting) -> Turn | None:
+    """Claim the session for a turn that waits, if its turn has come.
 
     Args:
-        turn: The turn.
-        change: What it changed of its session; None without a session or where
-            another store holds it.
-        answer: What the caller is answered.
-        first_byte_at: When the first piece of the answer was ready.
+        waiting: The turn.
+
+    Returns:
+        The turn; None when it has to go on waiting.
 
     Raises:
-        SessionConflict: If another writer changed the session.
-        RunCancelled: If the record says that it was cancelled.
-        RunInterrupted: If the claim was lost.
+        RunCancelled: If it was cancelled meanwhile.
+        RunInterrupted: If its lease ran out.
         DatabaseError: If the database is not reachable.
     """
-    await database.run(_commit, turn, change, answer, first_byte_at)
+    return await database.run(_claim_waiting, waiting)
 
 
-async def fail(turn: Turn, error: InvocationError, *, first_byte_at: datetime | None) -> None:
-    """End a turn that has no answer, and release the claim; the session stays as it was.
+async def give_up(waiting: Waiting) -> bool:
+    """Take back a turn that waits: as if it had never been asked for.
 
     Args:
-        turn: The turn.
-        error: Why it has none.
-        first_byte_at: When the first piece of the answer was ready, if it was.
+        waiting: The turn.
 
-    Raises:
-        DatabaseError: If the database is not reachable.
+    Returns:
+        Whether it still waited.
     """
-    await database.run(_fail, turn, error, first_byte_at)
+    return await database.run(_give_up, waiting)
 
 
-def _begin(request: TurnRequest) -> Turn:
+def _begin(request: TurnRequest) -> Begun:
     using = database.alias()
     try:
         with transaction.atomic(using=using):
@@ -160,18 +180,30 @@ def _begin(request: TurnRequest) -> Turn:
             return _begin_once(using, request)
 
 
-def _begin_once(using: str, request: TurnRequest) -> Turn:
+def _begin_once(using: str, request: TurnRequest) -> Begun:
     now = timezone.now()
+    scope = request.scope
+    found = read_now(using, {"key": scope.key(request.invocation.id)})
+    if found is not None:
+        return found[0]
+    if request.session_id is None:
+        return Turn(_insert(using, request, None, Status.RUNNING).pk, request.owner, None)
+    session = records.ensure_session_record(using, scope, request.session_id, user_pk=request.user_pk, now=now)
+    if _is_free(using, session) and not _older_waits(using, session.pk):
+        record = _insert(using, request, session, Status.RUNNING)
+        return Turn(record.pk, request.owner, _claim(using, session, record.pk, request.lease_seconds))
+    if request.on_busy == "reject":
+        raise SessionBusy
+    record = _insert(using, request, session, Status.QUEUED)
+    return Waiting(record.pk, request.owner, session.pk, request.lease_seconds)
+
+
+def _insert(
+    using: str, request: TurnRequest, session: SessionRecord | None, status: InvocationRecord.Status
+) -> InvocationRecord:
     invocation, scope = request.invocation, request.scope
-    key = scope.key(invocation.id)
-    if InvocationRecord.objects.using(using).filter(key=key).exists():
-        raise InvocationIdReused
-    session_id = request.session_id
-    record = None
-    if session_id is not None:
-        record = records.ensure_session_record(using, scope, session_id, user_pk=request.user_pk, now=now)
-    begun = InvocationRecord.objects.using(using).create(
-        key=key,
+    return InvocationRecord.objects.using(using).create(
+        key=scope.key(invocation.id),
         invocation_id=invocation.id,
         correlation_id=request.correlation_id,
         endpoint=scope.endpoint,
@@ -182,122 +214,82 @@ def _begin_once(using: str, request: TurnRequest) -> Turn:
         stream=invocation.stream,
         background=invocation.background,
         fingerprint=request.fingerprint,
-        session_record_id=None if record is None else record.pk,
+        session_record_id=None if session is None else session.pk,
         session_id=invocation.session_id if invocation.session_mode != "disabled" else None,
-        claim_number=0 if record is None else record.claim_number + 1,
-        status=Status.RUNNING,
+        claim_number=session.claim_number + 1 if session is not None and status == Status.RUNNING else 0,
+        owner=request.owner,
+        lease_expires_at=clock.from_now(request.lease_seconds),
+        status=status,
         metadata=json.dumps(dict(invocation.metadata)) if invocation.metadata else "",
-        created_at=now,
+        created_at=timezone.now(),
     )
-    session = None if record is None else _claim(using, record, begun.pk, request.lease_seconds)
-    return Turn(request, begun.pk, session)
 
 
-def _claim(using: str, record: SessionRecord, record_pk: int, lease_seconds: float) -> ClaimedSession:
-    free = Q(claimed_by__isnull=True) | Q(claim_expires_at__lt=Now())
+def _free() -> Q:
+    return Q(claimed_by__isnull=True) | clock.is_past("claim_expires_at")
+
+
+def _is_free(using: str, session: SessionRecord) -> bool:
+    if session.claimed_by is None:
+        return True
+    return SessionRecord.objects.using(using).filter(_free(), pk=session.pk).exists()
+
+
+def _older_waits(using: str, session_pk: int, record_pk: int | None = None) -> bool:
+    """Return whether a live record waits for the session that is older than another; a dead one is skipped."""
+    waiting = InvocationRecord.objects.using(using).filter(session_record_id=session_pk, status=Status.QUEUED)
+    if record_pk is not None:
+        waiting = waiting.filter(pk__lt=record_pk)
+    return waiting.exclude(clock.is_past("lease_expires_at")).exists()
+
+
+def _claim_waiting(waiting: Waiting) -> Turn | None:
+    using = database.alias()
+    with transaction.atomic(using=using):
+        session = records.get_by_pk(using, waiting.session_pk)
+        row = (
+            InvocationRecord.objects.using(using)
+            .filter(pk=waiting.record_pk)
+            .values_list("status", "owner", clock.past_or_not("lease_expires_at"))
+            .first()
+        )
+        if session is None or row is None or row != (Status.QUEUED, waiting.owner, False):
+            raise RunCancelled if row is not None and row[0] == Status.CANCELLED else RunInterrupted
+        if not _is_free(using, session) or _older_waits(using, session.pk, waiting.record_pk):
+            return None
+        claimed = _claim(using, session, waiting.record_pk, waiting.lease_seconds)
+        InvocationRecord.objects.using(using).filter(pk=waiting.record_pk).update(
+            status=Status.RUNNING,
+            claim_number=claimed.claim_number,
+            lease_expires_at=clock.from_now(waiting.lease_seconds),
+        )
+        return Turn(waiting.record_pk, waiting.owner, claimed)
+
+
+def _claim(using: str, session: SessionRecord, record_pk: int, lease_seconds: float) -> ClaimedSession:
     claimed = (
         SessionRecord.objects.using(using)
-        .filter(free, pk=record.pk)
-        .update(claim_number=F("claim_number") + 1, claimed_by=record_pk, claim_expires_at=_from_now(lease_seconds))
+        .filter(_free(), pk=session.pk)
+        .update(
+            claim_number=F("claim_number") + 1, claimed_by=record_pk, claim_expires_at=clock.from_now(lease_seconds)
+        )
     )
     if not claimed:
         raise SessionBusy
-    if record.claimed_by is not None:
-        _interrupt(using, record.claimed_by)
+    if session.claimed_by is not None:
+        interrupt(using, session.claimed_by)
     return ClaimedSession(
-        pk=record.pk,
-        opaque_id=record.opaque_id,
-        version=record.version,
-        claim_number=record.claim_number + 1,
-        state=record.state,
-        rows=tuple(records.load_message_rows(using, record.pk)),
+        pk=session.pk,
+        key=session.key or "",
+        opaque_id=session.opaque_id,
+        version=session.version,
+        claim_number=session.claim_number + 1,
+        state=session.state,
+        rows=tuple(records.load_message_rows(using, session.pk)),
     )
 
 
-def _from_now(seconds: float) -> Any:
-    """Return a time on the database's clock: those of two processes may differ."""
-    return ExpressionWrapper(Now() + timedelta(seconds=seconds), output_field=DateTimeField())
-
-
-def _interrupt(using: str, record_pk: int) -> None:
-    """Write down that a run whose claim expired is over."""
-    error = RunInterrupted()
-    InvocationRecord.objects.using(using).filter(pk=record_pk, status=Status.RUNNING).update(
-        status=Status.INTERRUPTED, error_code=error.code, error_status=error.status, finished_at=timezone.now()
-    )
-
-
-def _commit(turn: Turn, change: Change | None, answer: Answer, first_byte_at: datetime | None) -> None:
-    using = database.alias()
-    now = timezone.now()
-    with transaction.atomic(using=using):
-        # The session's row first, as in begin: two transactions that lock in one order never deadlock.
-        if turn.session is not None:
-            _commit_session(using, turn, turn.session, change, now)
-        usage = answer.usage
-        ended = (
-            InvocationRecord.objects.using(using)
-            .filter(pk=turn.record_pk, status=Status.RUNNING)
-            .update(
-                status=Status.AWAITING_INPUT if answer.pending else Status.SUCCEEDED,
-                answer=encode_answer(answer),
-                usage=json.dumps(dict(usage)) if usage else "",
-                total_tokens=(usage or {}).get("total_token_count"),
-                first_byte_at=first_byte_at,
-                finished_at=now,
-            )
-        )
-        if not ended:
-            raise _why_lost(using, turn.record_pk)
-
-
-def _commit_session(using: str, turn: Turn, session: ClaimedSession, change: Change | None, now: datetime) -> None:
-    held = {"claimed_by": turn.record_pk, "claim_number": session.claim_number}
-    if change is None:
-        rows = SessionRecord.objects.using(using).filter(pk=session.pk, **held)
-        written = rows.update(claimed_by=None, claim_expires_at=None, version=F("version") + 1, updated_at=now) == 1
-    else:
-        written = records.advance_session(using, session.pk, change, version=session.version, now=now, **held)
-    if not written:
-        still_held = SessionRecord.objects.using(using).filter(pk=session.pk, **held).exists()
-        raise SessionConflict if still_held else _why_lost(using, turn.record_pk)
-    if change is not None:
-        records.write_messages(using, session.pk, change, invocation_pk=turn.record_pk, now=now)
-
-
-def _why_lost(using: str, record_pk: int) -> InvocationError:
-    status = InvocationRecord.objects.using(using).filter(pk=record_pk).values_list("status", flat=True).first()
-    return RunCancelled() if status == Status.CANCELLED else RunInterrupted()
-
-
-_STATUS_OF = {RunCancelled.code: Status.CANCELLED, RunInterrupted.code: Status.INTERRUPTED}
-
-
-def _fail(turn: Turn, error: InvocationError, first_byte_at: datetime | None) -> None:
-    using = database.alias()
-    with transaction.atomic(using=using):
-        if turn.session is not None:
-            SessionRecord.objects.using(using).filter(
-                pk=turn.session.pk, claimed_by=turn.record_pk, claim_number=turn.session.claim_number
-            ).update(claimed_by=None, claim_expires_at=None)
-        InvocationRecord.objects.using(using).filter(pk=turn.record_pk, status=Status.RUNNING).update(
-            status=_STATUS_OF.get(error.code, Status.FAILED),
-            error_code=error.code,
-            error_status=error.status,
-            first_byte_at=first_byte_at,
-            finished_at=timezone.now(),
-        )
-
-
-def encode_answer(answer: Answer) -> str:
-    """Return the JSON text of an answer, ASCII-escaped, as its record keeps it.
-
-    Args:
-        answer: The answer.
-    """
-    document: dict[str, Any] = {"text": answer.text, "session_id": answer.session_id}
-    if answer.pending:
-        document["pending"] = [dict(item) for item in answer.pending]
-    if answer.frames is not None:
-        document["frames"] = [dict(frame) for frame in answer.frames]
-    return json.dumps(document, allow_nan=False, separators=(",", ":"))
+def _give_up(waiting: Waiting) -> bool:
+    rows = InvocationRecord.objects.using(database.alias())
+    deleted, _ = rows.filter(pk=waiting.record_pk, owner=waiting.owner, status=Status.QUEUED).delete()
+    return deleted > 0

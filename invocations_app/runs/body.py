@@ -1,0 +1,122 @@
+"""The body of a streamed response: takes wire events from a source, and notices who has left.
+
+Django does not close a response's iterator when the client leaves while it
+waits in ``send``; so the task that iterates is watched, and a client that
+takes nothing for a while counts as gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+from invocations_app.sse import KEEPALIVE
+
+
+class Source(Protocol):
+    """Where the wire events of a response come from."""
+
+    async def next(self) -> bytes:
+        """Wait for events; return those that are ready in one piece, empty at the end.
+
+        May be cancelled while it waits, and called again.
+        """
+        ...
+
+    def leave(self) -> None:
+        """Say that nobody reads any more."""
+        ...
+
+
+class StreamBody:
+    """An async iterator of bytes for Django's ``StreamingHttpResponse``.
+
+    Args:
+        source: Where the events come from; left once, however the response ends.
+        keepalive_seconds: Silence after which a comment is sent; 0 for never.
+        stall_seconds: Time of taking nothing after which the reader counts as gone.
+    """
+
+    def __init__(self, source: Source, *, keepalive_seconds: float, stall_seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._source: Source | None = source
+        self._keepalive_seconds = keepalive_seconds or None
+        self._stall_seconds = stall_seconds
+        self._sender: asyncio.Task[object] | None = None
+        self._handed_at: float | None = self._loop.time()
+        self._watch = self._watch_later(stall_seconds)
+
+    def __aiter__(self) -> StreamBody:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._handed_at = None
+        if self._sender is None:
+            self._sender = asyncio.current_task()
+            if self._sender is not None:
+                self._sender.add_done_callback(_leave_of(weakref.ref(self)))
+        if self._source is None:
+            raise StopAsyncIteration
+        try:
+            async with asyncio.timeout(self._keepalive_seconds) as silence:
+                chunk = await self._source.next()
+        except TimeoutError:
+            if not silence.expired():
+                self.leave()
+                raise
+            chunk = KEEPALIVE
+        except BaseException:
+            self.leave()
+            raise
+        if not chunk:
+            self.leave()
+            raise StopAsyncIteration
+        self._handed_at = self._loop.time()
+        return chunk
+
+    def leave(self) -> None:
+        """Stop reading; harmless when done before."""
+        source, self._source = self._source, None
+        if source is not None:
+            self._watch.cancel()
+            source.leave()
+
+    def _watch_later(self, seconds: float) -> asyncio.TimerHandle:
+        # By a weak reference: the timer must not keep alive a response that nobody iterates.
+        return self._loop.call_later(seconds, _check_stall_of, weakref.ref(self))
+
+    def _check_stall(self) -> None:
+        since = self._handed_at
+        idle = 0.0 if since is None else self._loop.time() - since
+        if idle < self._stall_seconds:
+            self._watch = self._watch_later(self._stall_seconds - idle)
+            return
+        sender = self._sender
+        self.leave()
+        if sender is not None:
+            # It hangs in send: without its end the connection would stay open, half an answer in it.
+            sender.cancel()
+
+    def __del__(self) -> None:
+        # A response that nobody ever iterated; may run in any thread.
+        source = getattr(self, "_source", None)
+        if source is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._watch.cancel)
+            self._loop.call_soon_threadsafe(source.leave)
+
+
+def _check_stall_of(reference: weakref.ref[StreamBody]) -> None:
+    body = reference()
+    if body is not None:
+        body._check_stall()
+
+
+def _leave_of(reference: weakref.ref[StreamBody]) -> Callable[[object], None]:
+    def leave(_: object) -> None:
+        body = reference()
+        if body is not None:
+            body.leave()
+
+    return leave

@@ -1,0 +1,143 @@
+"""Those who wait for the answer of a POST: the first caller, and who repeats the request."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from invocations_app import conf
+from invocations_app.conf import EndpointSettings
+from invocations_app.events import Done, Failed
+from invocations_app.runs.body import StreamBody
+from invocations_app.runs.follow import Follower, final_frames, wait_for_end, whole_frames
+from invocations_app.runs.host import get_host
+from invocations_app.runs.run import Run
+from invocations_app.storage import database, invocations
+from invocations_app.storage.invocations import StoredInvocation
+
+T = TypeVar("T")
+
+_RENEWALS = 3
+
+
+class FirstReader:
+    """The POST that started a run; the run waits for it where it is slow."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._place = run.tape.hold()
+        self._final = False
+        self._left = False
+        run.reader_came()
+
+    def leave(self) -> None:
+        """Stop reading; harmless when done before."""
+        if not self._left:
+            self._left = True
+            self._run.tape.release(self._place)
+            self._run.reader_left()
+
+    async def started(self) -> StoredInvocation | None:
+        """Wait until the turn was begun.
+
+        Returns:
+            None; or the invocation that was begun with this id before.
+
+        Raises:
+            InvocationError: If it was refused.
+        """
+        return await self._wait(self._run.started)
+
+    async def outcome(self) -> Done | Failed:
+        """Wait for the end; what is read is the last event only."""
+        self._run.tape.release(self._place)
+        return await self._wait(self._run.ended)
+
+    async def next(self) -> bytes:
+        """Wait for wire events; return those that are ready, empty at the end."""
+        tape = self._run.tape
+        while True:
+            frames = self._place.take()
+            if frames:
+                return b"".join(frames)
+            if tape.closed:
+                final = b"" if self._final else tape.final
+                self._final = True
+                return final
+            await self._place.wait()
+
+    def body(self) -> StreamBody:
+        """Return the wire events from the first one, as the body of a response."""
+        endpoint = self._run.endpoint
+        return StreamBody(
+            self, keepalive_seconds=endpoint.keepalive_seconds, stall_seconds=endpoint.reader_stall_seconds
+        )
+
+    async def _wait(self, future: asyncio.Future[T]) -> T:
+        try:
+            # The run is not the reader's to cancel.
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            self.leave()
+            raise
+
+
+class Joiner:
+    """A POST that repeats one: it gets what the first one gets, and never slows the run.
+
+    Args:
+        stored: The invocation that was begun with the id.
+        endpoint: The endpoint.
+    """
+
+    def __init__(self, stored: StoredInvocation, endpoint: EndpointSettings) -> None:
+        self._stored = stored
+        self._endpoint = endpoint
+        self._follower = Follower(stored.pk, 0, _stored_whole)
+        self._run = None if stored.has_ended else get_host().runs.get(stored.pk)
+        self._renewing: asyncio.Task[None] | None = None
+        if self._run is not None:
+            self._run.reader_came()
+        elif not stored.has_ended and endpoint.on_disconnect == "cancel":
+            self._renewing = asyncio.create_task(self._stay_joined())
+
+    def leave(self) -> None:
+        """Stop reading; harmless when done before."""
+        run, self._run = self._run, None
+        if run is not None:
+            run.reader_left()
+        if self._renewing is not None:
+            self._renewing.cancel()
+
+    async def outcome(self) -> StoredInvocation | None:
+        """Wait for the end, in whichever process the run is; None where the record is gone."""
+        try:
+            return self._stored if self._stored.has_ended else await wait_for_end(self._stored.pk)
+        finally:
+            self.leave()
+
+    async def next(self) -> bytes:
+        """Wait for wire events; return those that are ready, empty at the end."""
+        return b"".join(frame for _, frame in await self._follower.next())
+
+    def body(self) -> StreamBody:
+        """Return the wire events from the first one, as the body of a response."""
+        endpoint = self._endpoint
+        return StreamBody(
+            self, keepalive_seconds=endpoint.keepalive_seconds, stall_seconds=endpoint.reader_stall_seconds
+        )
+
+    async def _stay_joined(self) -> None:
+        """Tell the process that runs it that somebody waits here."""
+        seconds = conf.get_host().lease_seconds
+        while True:
+            try:
+                await invocations.keep_joined(self._stored.pk, seconds)
+            except database.UNREACHABLE:
+                pass  # Told again soon; the lease is longer than one miss.
+            await asyncio.sleep(seconds / _RENEWALS)
+
+
+def _stored_whole(stored: StoredInvocation) -> list[bytes]:
+    """Return the stored text as one event, where the recorded ones are trimmed."""
+    return whole_frames(stored) + final_frames(stored)

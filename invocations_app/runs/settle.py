@@ -1,0 +1,51 @@
+"""Transactions that were sent off and cannot be called back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# How long a transaction that was sent off is waited for when its run is cancelled.
+_SETTLE_SECONDS = 30
+
+
+async def whole(coroutine: Coroutine[Any, Any, T], keep: Callable[[T], None]) -> T:
+    """Wait for a coroutine to its end, even when the one who waits is cancelled.
+
+    Args:
+        coroutine: What is waited for; it runs in a task of its own.
+        keep: Called with what it returned, before a cancellation goes on.
+
+    Returns:
+        What it returned.
+
+    Raises:
+        asyncio.CancelledError: If the caller was cancelled meanwhile; after the end.
+    """
+    task = asyncio.ensure_future(coroutine)
+    try:
+        result = await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await settle(task)
+        if task.done() and not task.cancelled() and task.exception() is None:
+            keep(task.result())
+        raise
+    keep(result)
+    return result
+
+
+async def settle(future: asyncio.Future[Any]) -> None:
+    """Wait until something is done, for 30 seconds at most, whatever becomes of the one who waits.
+
+    Args:
+        future: What is waited for; its exception is left in it.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _SETTLE_SECONDS
+    while not future.done() and loop.time() < deadline:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([future], timeout=deadline - loop.time())

@@ -1,0 +1,183 @@
+"""The end of a turn: everything of it in one transaction, if it is still this process's.
+
+`commit` writes session, messages, answer, the last events and the record, and
+releases the claim; `fail` ends a turn that has no answer. Both are conditional
+on the claim number and on the record being this process's, running, and its
+lease not expired: a turn that lost its claim changes nothing any more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.db import transaction
+from django.db.models import F
+from django.utils import timezone
+
+from invocations_app.events import Answer
+from invocations_app.exceptions import InvocationError, RunCancelled, RunInterrupted, SessionConflict
+from invocations_app.models import InvocationRecord, SessionRecord
+from invocations_app.storage import clock, database, event_log, records
+from invocations_app.storage.event_log import Batch
+from invocations_app.storage.invocations import LIVE
+from invocations_app.storage.snapshots import Change
+from invocations_app.storage.turns import ClaimedSession, Turn, Waiting
+
+Status = InvocationRecord.Status
+
+_STATUS_OF = {RunCancelled.code: Status.CANCELLED, RunInterrupted.code: Status.INTERRUPTED}
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What is written at the end of a turn, whatever the end.
+
+    Attributes:
+        first_byte_at: When the first piece of the answer was ready, if it was.
+        events: The wire events that are not in the log yet.
+        event_count: Number of wire events, but for the last one.
+    """
+
+    first_byte_at: datetime | None
+    events: Batch
+    event_count: int
+
+
+async def commit(turn: Turn, change: Change | None, answer: Answer, ending: Ending) -> None:
+    """Write session, messages, answer, events and record, and release the claim.
+
+    May be called again when it is not known whether it was written.
+
+    Args:
+        turn: The turn.
+        change: What it changed of its session; None without a session or where
+            another store holds it.
+        answer: What the caller is answered.
+        ending: What else is written.
+
+    Raises:
+        SessionConflict: If another writer changed the session.
+        RunCancelled: If the record says that it was cancelled.
+        RunInterrupted: If the claim was lost.
+        DatabaseError: If the database is not reachable.
+    """
+    await database.run(_commit, turn, change, answer, ending)
+
+
+async def fail(held: Turn | Waiting, error: InvocationError, ending: Ending) -> None:
+    """End a turn that has no answer, and release its claim; the session stays as it was.
+
+    Args:
+        held: The turn; or what waits, which may have claimed its session meanwhile.
+        error: Why it has none.
+        ending: What else is written.
+
+    Raises:
+        DatabaseError: If the database is not reachable.
+    """
+    await database.run(_fail, held, error, ending)
+
+
+def _commit(turn: Turn, change: Change | None, answer: Answer, ending: Ending) -> None:
+    using = database.alias()
+    now = timezone.now()
+    try:
+        with transaction.atomic(using=using):
+            # The session's row first, as in begin: two transactions that lock in one order never deadlock.
+            if turn.session is not None:
+                _commit_session(using, turn, turn.session, change, now)
+            _commit_record(using, turn, answer, ending, now)
+    except InvocationError as error:
+        # The last try may have been written although its confirmation was lost.
+        if not _is_committed(using, turn):
+            raise error
+
+
+def _commit_record(using: str, turn: Turn, answer: Answer, ending: Ending, now: datetime) -> None:
+    usage = answer.usage
+    ended = (
+        InvocationRecord.objects.using(using)
+        .filter(pk=turn.record_pk, owner=turn.owner, status=Status.RUNNING)
+        .exclude(clock.is_past("lease_expires_at"))
+        .update(
+            status=Status.AWAITING_INPUT if answer.pending else Status.SUCCEEDED,
+            answer=encode_answer(answer),
+            usage=json.dumps(dict(usage)) if usage else "",
+            total_tokens=(usage or {}).get("total_token_count"),
+            finished_at=now,
+            **_ending_columns(ending),
+        )
+    )
+    if not ended:
+        raise _why_lost(using, turn.record_pk)
+    event_log.write_batch(using, ending.events)
+
+
+def _ending_columns(ending: Ending) -> Mapping[str, Any]:
+    return {"first_byte_at": ending.first_byte_at, "event_count": ending.event_count, "input": ""}
+
+
+def _commit_session(using: str, turn: Turn, session: ClaimedSession, change: Change | None, now: datetime) -> None:
+    held = {"claimed_by": turn.record_pk, "claim_number": session.claim_number}
+    if change is None:
+        rows = SessionRecord.objects.using(using).filter(pk=session.pk, **held)
+        written = rows.update(claimed_by=None, claim_expires_at=None, version=F("version") + 1, updated_at=now) == 1
+    else:
+        written = records.advance_session(using, session.pk, change, version=session.version, now=now, **held)
+    if not written:
+        still_held = SessionRecord.objects.using(using).filter(pk=session.pk, **held).exists()
+        raise SessionConflict if still_held else _why_lost(using, turn.record_pk)
+    if change is not None:
+        records.write_messages(using, session.pk, change, invocation_pk=turn.record_pk, now=now)
+
+
+def _is_committed(using: str, turn: Turn) -> bool:
+    ended_well = (Status.SUCCEEDED, Status.AWAITING_INPUT)
+    rows = InvocationRecord.objects.using(using).filter(pk=turn.record_pk, owner=turn.owner, status__in=ended_well)
+    return rows.exists()
+
+
+def _why_lost(using: str, record_pk: int) -> InvocationError:
+    status = InvocationRecord.objects.using(using).filter(pk=record_pk).values_list("status", flat=True).first()
+    return RunCancelled() if status == Status.CANCELLED else RunInterrupted()
+
+
+def _fail(held: Turn | Waiting, error: InvocationError, ending: Ending) -> None:
+    using = database.alias()
+    session_pk = held.session_pk
+    with transaction.atomic(using=using):
+        if session_pk is not None:
+            # An invocation claims its session once, so its primary key tells the claim.
+            rows = SessionRecord.objects.using(using).filter(pk=session_pk, claimed_by=held.record_pk)
+            rows.update(claimed_by=None, claim_expires_at=None)
+        ended = (
+            InvocationRecord.objects.using(using)
+            .filter(pk=held.record_pk, owner=held.owner, status__in=LIVE)
+            .update(
+                status=_STATUS_OF.get(error.code, Status.FAILED),
+                error_code=error.code,
+                error_status=error.status,
+                finished_at=timezone.now(),
+                **_ending_columns(ending),
+            )
+        )
+        if ended:
+            event_log.write_batch(using, ending.events)
+
+
+def encode_answer(answer: Answer) -> str:
+    """Return the JSON text of an answer, ASCII-escaped, as its record keeps it.
+
+    Args:
+        answer: The answer.
+    """
+    document: dict[str, Any] = {"text": answer.text, "session_id": answer.session_id}
+    if answer.pending:
+        document["pending"] = [dict(item) for item in answer.pending]
+    if answer.frames is not None:
+        document["frames"] = [dict(frame) for frame in answer.frames]
+    return json.dumps(document, allow_nan=False, separators=(",", ":"))

@@ -1,0 +1,110 @@
+"""The log of wire events: appended in batches, read from any number, trimmed by age.
+
+The last event of a stream is not logged: it follows from the record's status.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from django.db import connections, transaction
+from django.utils import timezone
+
+from invocations_app.models import EventRecord, InvocationRecord
+from invocations_app.storage import clock, database
+
+# Rows of up to 64 events; a reader takes a few at a time, so that a long log does not fill memory.
+_ROWS_A_READ = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Wire events of one run.
+
+    Attributes:
+        record_pk: Primary key of the invocation's record.
+        first: Number of the first of them, from 1.
+        frames: The events, each whole and without an id line.
+    """
+
+    record_pk: int
+    first: int
+    frames: tuple[bytes, ...]
+
+
+async def append(owner: str, batches: Sequence[Batch]) -> set[int]:
+    """Append events of several runs in one transaction.
+
+    Args:
+        owner: Id of the process.
+        batches: The events; at most one batch a run.
+
+    Returns:
+        Primary keys of the records that this process may still write.
+    """
+    return await database.run(_append, owner, batches)
+
+
+async def read(record_pk: int, after: int) -> list[tuple[int, bytes]]:
+    """Return logged events with their numbers, some at a time.
+
+    Args:
+        record_pk: Primary key of the invocation's record.
+        after: Number of the last event that the reader has.
+
+    Returns:
+        The next events in order; empty where the log holds no later one.
+    """
+    return await database.run(_read, record_pk, after)
+
+
+def write_batch(using: str, batch: Batch) -> None:
+    """Write one batch inside the caller's transaction, on a database thread.
+
+    Args:
+        using: Alias of the database.
+        batch: The events; none is fine.
+    """
+    if batch.frames:
+        EventRecord.objects.using(using).bulk_create([_row(batch)])
+
+
+def _append(owner: str, batches: Sequence[Batch]) -> set[int]:
+    using = database.alias()
+    with transaction.atomic(using=using):
+        rows = InvocationRecord.objects.using(using).filter(
+            pk__in=[batch.record_pk for batch in batches], owner=owner, status=InvocationRecord.Status.RUNNING
+        )
+        rows = rows.exclude(clock.is_past("lease_expires_at"))
+        if connections[using].features.has_select_for_update:
+            rows = rows.select_for_update().order_by("pk")
+        held = set(rows.values_list("pk", flat=True))
+        EventRecord.objects.using(using).bulk_create([_row(batch) for batch in batches if batch.record_pk in held])
+    return held
+
+
+def _row(batch: Batch) -> EventRecord:
+    return EventRecord(
+        invocation_id=batch.record_pk,
+        first=batch.first,
+        last=batch.first + len(batch.frames) - 1,
+        frames=json.dumps([frame.decode() for frame in batch.frames], separators=(",", ":")),
+        created_at=timezone.now(),
+    )
+
+
+def _read(record_pk: int, after: int) -> list[tuple[int, bytes]]:
+    rows = (
+        EventRecord.objects.using(database.alias())
+        .filter(invocation_id=record_pk, last__gt=after)
+        .order_by("first")
+        .values_list("first", "frames")[:_ROWS_A_READ]
+    )
+    return [
+        (number, frame.encode())
+        for first, frames in rows
+        for number, frame in enumerate(json.loads(frames), start=first)
+        if number > after
+    ]
