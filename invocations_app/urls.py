@@ -6,7 +6,7 @@ from django.urls import URLPattern, URLResolver, clear_url_caches, get_resolver,
 
 from invocations_app import conf
 from invocations_app.conf import EndpointSettings
-from invocations_app.views import InvokeView, readiness
+from invocations_app.views import CancelView, EventsView, InvocationView, InvokeView, readiness
 
 app_name = "invocations"
 
@@ -14,10 +14,15 @@ urlpatterns: list[URLPattern] = []
 
 
 def _endpoint_urls(endpoint: EndpointSettings) -> list[URLPattern]:
-    invoke = InvokeView.as_view(alias=endpoint.alias, dialect_name="channel")
+    alias, base = endpoint.alias, endpoint.path
+    invoke = InvokeView.as_view(alias=alias, dialect_name="channel")
+    one = f"{base}/<str:invocation_id>"
     return [
-        path(f"{endpoint.path}/invoke", invoke, name=f"{endpoint.alias}-invoke"),
-        path(f"{endpoint.path}/invoke/", invoke),
+        path(f"{base}/invoke", invoke, name=f"{alias}-invoke"),
+        path(f"{base}/invoke/", invoke),
+        path(one, InvocationView.as_view(alias=alias), name=f"{alias}-invocation"),
+        path(f"{one}/events", EventsView.as_view(alias=alias), name=f"{alias}-events"),
+        path(f"{one}/cancel", CancelView.as_view(alias=alias), name=f"{alias}-cancel"),
     ]
 
 

@@ -66,11 +66,9 @@ def _read_options(body: Mapping[str, Any], allowed: frozenset[str]) -> dict[str,
 
 
 def _refuse_unsupported(invocation: Invocation) -> None:
-    """Refuse the fields of the contract that no run can serve yet."""
+    """Refuse what no run can serve: nothing is left pending that could be answered."""
     if invocation.responses is not None:
         raise FieldError("responses", "is not supported")
-    if invocation.background:
-        raise FieldError("background", "is not supported")
 
 
 class ChannelDialect:

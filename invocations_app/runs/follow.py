@@ -14,7 +14,6 @@ from invocations_app.dialects import get_dialect
 from invocations_app.events import Done, Failed, RequestInfo, TextDelta
 from invocations_app.runs.host import get_host
 from invocations_app.runs.run import Run
-from invocations_app.runs.tape import CHUNK_BYTES
 from invocations_app.storage import event_log, invocations
 from invocations_app.storage.invocations import StoredInvocation
 

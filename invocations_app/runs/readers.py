@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TypeVar
 
 from invocations_app import conf
@@ -131,10 +132,9 @@ class Joiner:
         """Tell the process that runs it that somebody waits here."""
         seconds = conf.get_host().lease_seconds
         while True:
-            try:
+            # What is missed is told again before the lease is over.
+            with contextlib.suppress(database.UNREACHABLE):
                 await invocations.keep_joined(self._stored.pk, seconds)
-            except database.UNREACHABLE:
-                pass  # Told again soon; the lease is longer than one miss.
             await asyncio.sleep(seconds / _RENEWALS)
 
 

@@ -328,9 +328,7 @@ class Run:
         try:
             async with self.ending:
                 ending = self._ending()
-                await whole(
-                    self._patiently(lambda: endings.commit(turn, change, answer, ending)), committed.append
-                )
+                await whole(self._patiently(lambda: endings.commit(turn, change, answer, ending)), committed.append)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not committed or self._stop is None or task is None:

@@ -193,9 +193,7 @@ def interrupt(using: str, pk: int) -> bool:
         Whether it was written: the process may have come back, or another one was faster.
     """
     # The session's row before the record's, as everywhere: one order, no deadlock.
-    session_pk = (
-        InvocationRecord.objects.using(using).filter(pk=pk).values_list("session_record_id", flat=True).first()
-    )
+    session_pk = InvocationRecord.objects.using(using).filter(pk=pk).values_list("session_record_id", flat=True).first()
     if session_pk is not None and connections[using].features.has_select_for_update:
         list(SessionRecord.objects.using(using).select_for_update().filter(pk=session_pk).values_list("pk"))
     error = RunInterrupted()

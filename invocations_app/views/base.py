@@ -1,8 +1,8 @@
-"""The endpoint's views: admit the caller, parse, start the run, answer.
+"""What all views of an endpoint share: who may call, and how errors are answered.
 
-No SQL and no agent code here. The views are DRF's through adrf, so a site's
-authentication, permissions and throttles apply; every body is made here or by
-the dialect, so that no answer is a page, whatever went wrong.
+The views are DRF's through adrf, so a site's authentication, permissions and
+throttles apply; every body is made here or by the dialect, so that no answer is
+a page, whatever went wrong.
 """
 
 from __future__ import annotations
@@ -11,35 +11,29 @@ import logging
 from http import HTTPStatus
 from typing import Any
 
-import django
 from adrf.views import APIView
 from asgiref.sync import sync_to_async
-from django.conf import settings
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
-from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.http.request import QueryDict, RawPostDataException, UnreadablePostError
 from django.http.response import HttpResponseBase
 from django.utils.datastructures import MultiValueDict
-from django.views.decorators.csrf import csrf_exempt
 from rest_framework import exceptions as drf
 from rest_framework.permissions import AllowAny
 
 from invocations_app import conf, isolation
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects import Dialect, get_dialect
-from invocations_app.dialects.strict_json import dump_compact
-from invocations_app.envelope import DialectName, session_header_value
-from invocations_app.events import Failed
+from invocations_app.envelope import DialectName
 from invocations_app.exceptions import BodyTooLarge, InvocationError, StorageUnavailable, TargetFailed
 from invocations_app.isolation import RequestKeys, Scope
-from invocations_app.runs import UNREACHABLE, Reader, Run, RunRequest, is_ready, start
+from invocations_app.runs import UNREACHABLE
+from invocations_app.views.responses import json_response
 
 logger = logging.getLogger("invocations_app.views")
 
-_GZIP = "django.middleware.gzip.GZipMiddleware"
 
-
-class InvocationsView(APIView):  # type: ignore[misc]  # adrf has no types
+class InvocationsView(APIView):  # type: ignore[misc]  # adrf is not typed
     """What the views of an endpoint share: who may call, and how errors are answered.
 
     Attributes:
@@ -155,6 +149,11 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf has no types
             chat_key=self.keys.isolation.chat_key or "",
         )
 
+    @property
+    def can_stream(self) -> bool:
+        """Whether the server can stream: whether it is an ASGI server."""
+        return hasattr(self.request, "scope")
+
     # Answers
 
     def error_response(self, error: InvocationError, headers: dict[str, str] | None = None) -> HttpResponse:
@@ -165,13 +164,13 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf has no types
             headers: The invocation's headers, where there are any.
         """
         body = self.dialect.error_body(error, error.text)
-        response = _json(self.dialect.encode_json(body), self.dialect.status_of(error), headers)
+        response = json_response(self.dialect.encode_json(body), self.dialect.status_of(error), headers)
         if error.retry_after_seconds is not None:
             response["Retry-After"] = str(error.retry_after_seconds)
         return response
 
     def _method_not_allowed(self) -> HttpResponse:
-        response = _json(self.dialect.encode_json({"error": "method not allowed"}), 405)
+        response = json_response(self.dialect.encode_json({"error": "method not allowed"}), 405)
         response["Allow"] = ", ".join(name.upper() for name in self.http_method_names)
         return response
 
@@ -193,67 +192,7 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf has no types
         if wait is not None:
             headers["Retry-After"] = f"{wait:.0f}"
         detail = _text_of(getattr(error, "detail", ""))
-        return _json(self.dialect.encode_json({"error": detail}), int(status), headers)
-
-
-class InvokeView(InvocationsView):
-    """``POST {path}/invoke``: run the target."""
-
-    async def respond(self, body: bytes, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        """Parse the body, start the run and answer, as JSON or as a stream.
-
-        Args:
-            body: The raw body.
-            *args: Unused.
-            **kwargs: Unused.
-        """
-        request = self.request
-        parsed = self.dialect.invocations_to_run(
-            body, endpoint=self.endpoint, headers=request.headers, query=request.query_params
-        )
-        run = start(
-            RunRequest(
-                parsed=parsed,
-                endpoint=self.endpoint,
-                scope=self.scope,
-                keys=self.keys,
-                user_pk=self.user_pk,
-                request=request,
-                can_stream=hasattr(request, "scope"),
-            )
-        )
-        reader = run.attach()
-        try:
-            await reader.started()
-        except InvocationError as error:
-            return self.error_response(error, _headers_of(run))
-        if run.invocation.stream:
-            return _stream(run, reader)
-        return await self._plain(run, reader)
-
-    async def _plain(self, run: Run, reader: Reader) -> HttpResponse:
-        outcome = await reader.outcome()
-        if isinstance(outcome, Failed):
-            return self.error_response(outcome.error, _headers_of(run))
-        body = self.dialect.invocations_from_run(outcome.answer)
-        return _json(self.dialect.encode_json(body), 200, _headers_of(run))
-
-
-@csrf_exempt
-async def readiness(request: HttpRequest) -> HttpResponse:
-    """Say whether this process can serve: 200, or 503 with what is failing.
-
-    Args:
-        request: Django's request.
-    """
-    if request.method not in {"GET", "HEAD"}:
-        response = _json(b'{"error":"method not allowed"}', 405)
-        response["Allow"] = "GET, HEAD"
-        return response
-    failing = await is_ready()
-    if not failing:
-        return _json(b'{"status":"healthy"}', 200)
-    return _json(dump_compact({"status": "unhealthy", "failing": failing}).encode(), 503)
+        return json_response(self.dialect.encode_json({"error": detail}), int(status), headers)
 
 
 def read_body(request: HttpRequest, limit: int) -> bytes:
@@ -301,25 +240,6 @@ def _without_form(request: Any) -> Any:
 
 def _instances(classes: tuple[Any, ...] | None, default: Any) -> list[Any]:
     return [kind() for kind in conf.load_classes(tuple(default if classes is None else classes))]
-
-
-def _headers_of(run: Run) -> dict[str, str]:
-    headers = {"x-agent-invocation-id": run.invocation.id}
-    if run.session_id:
-        headers["x-agent-session-id"] = session_header_value(run.session_id)
-    return headers
-
-
-def _json(content: bytes, status: int, headers: dict[str, str] | None = None) -> HttpResponse:
-    return HttpResponse(content, status=status, headers=headers, content_type="application/json")
-
-
-def _stream(run: Run, reader: Reader) -> StreamingHttpResponse:
-    headers = _headers_of(run) | {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
-    if django.VERSION < (6, 0) and _GZIP in settings.MIDDLEWARE:
-        # It would hold events back until its buffer is full; it leaves encoded answers alone. Fixed in Django 6.0.
-        headers["Content-Encoding"] = "identity"
-    return StreamingHttpResponse(reader.stream(), headers=headers, content_type="text/event-stream; charset=utf-8")
 
 
 def _text_of(detail: Any) -> str:
