@@ -235,3 +235,8 @@ def get_host() -> Host:
                 del _hosts[other]
             host = _hosts[loop] = Host()
     return host
+
+
+def live_runs() -> frozenset[Run]:
+    """Return every run of this process whose task lives, over all its event loops."""
+    return frozenset(run for host in list(_hosts.values()) for run in host.live)

@@ -133,7 +133,7 @@ class Joiner:
         seconds = conf.get_host().lease_seconds
         while True:
             # What is missed is told again before the lease is over.
-            with contextlib.suppress(database.UNREACHABLE):
+            with contextlib.suppress(*database.UNREACHABLE):
                 await invocations.keep_joined(self._stored.pk, seconds)
             await asyncio.sleep(seconds / _RENEWALS)
 
