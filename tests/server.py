@@ -31,7 +31,7 @@ import uvloop
 from django.core.handlers.asgi import ASGIHandler
 
 from invocations_app import targets
-from invocations_app.runs import run as engine
+from invocations_app.runs.host import live_runs
 
 T = TypeVar("T")
 Message: TypeAlias = MutableMapping[str, Any]
@@ -127,13 +127,13 @@ class SiteServer:
 
     def wait_unread(self) -> None:
         """Wait until no live run has a reader."""
-        wait_until(lambda: not any(run._readers for run in list(engine._live)), "the readers' leaving")
+        wait_until(lambda: not any(run._readers for run in live_runs()), "the readers' leaving")
 
     def leftovers(self) -> list[str]:
         """Return what still runs: runs, tasks of the loop, threads of runs."""
         tasks = [task for task in self.run(_all_tasks()) if task not in self._own_tasks and not task.done()]
         threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("invocations-run")]
-        return [*map(repr, engine._live), *map(repr, tasks), *threads]
+        return [*map(repr, live_runs()), *map(repr, tasks), *threads]
 
     def wait_idle(self) -> None:
         """Wait until nothing runs any more but the server itself.
@@ -157,7 +157,6 @@ class SiteServer:
             if task is not current:
                 task.cancel()
         await asyncio.sleep(0.05)
-        engine._live.clear()
 
     def end_test(self) -> None:
         """Leave the targets, look that nothing else is left, and load the middleware anew for the next test."""

@@ -12,8 +12,9 @@ import pytest
 from django.utils import timezone
 
 from invocations_app.models import InvocationRecord, MessageRecord, SessionRecord
-from invocations_app.runs import run as runs
+from invocations_app.runs import run as run_module
 from invocations_app.runs import sessions
+from invocations_app.runs.host import live_runs
 from invocations_app.storage import database
 from tests import fakes
 from tests.session_fakes import SECRET, failing_statements, post, stream, table
@@ -47,10 +48,10 @@ async def kept() -> tuple[list[Any], list[Any]]:
 async def assert_nothing_is_left() -> None:
     """Nothing runs, no claim is held, no reader is waited for."""
     for _ in range(100):
-        if not runs._live:
+        if not live_runs():
             break
         await asyncio.sleep(0.01)
-    assert runs._live == set()
+    assert live_runs() == frozenset()
     assert [row["claimed_by"] for row in await table(SessionRecord)] == [None] * len(await table(SessionRecord))
     others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     assert [task for task in others if not task.get_name().startswith("invocations target")] == []
@@ -355,7 +356,7 @@ async def test_a_database_that_is_gone_at_commit_leaves_a_claim_that_expires(asy
         response = await turn
     assert (response.status_code, response.json()) == (500, {"error": FAILED})
     assert await kept() == before
-    assert runs._live == set()
+    assert live_runs() == frozenset()
     assert [row["status"] for row in await table(InvocationRecord)] == ["succeeded", "running"]
     assert (await post(async_client, BODY)).json() == {"error": "the session is busy"}
     await database.run(lambda: SessionRecord.objects.update(claim_expires_at=timezone.now()))
@@ -371,7 +372,7 @@ async def test_a_stream_whose_database_is_gone_at_commit_ends_with_an_error(asyn
     with failing_statements(lambda sql: True):
         fakes.gate().open()
         assert await turn == f"data: lost\n\nevent: error\ndata: {FAILED}\n\n".encode()
-    assert runs._live == set()
+    assert live_runs() == frozenset()
     assert await table(MessageRecord) == []
 
 
