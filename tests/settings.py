@@ -15,15 +15,16 @@ STATIC_URL = "static/"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # The app writes from a thread of its own: its connections must see one database, so a file.
+_TESTS_DB = os.environ.get("TESTS_DB", str(BASE_DIR / "var" / "tests.sqlite3"))
 _SQLITE = {
     "ENGINE": "django.db.backends.sqlite3",
-    "NAME": str(BASE_DIR / "var" / "tests.sqlite3"),
+    "NAME": _TESTS_DB,
     "OPTIONS": {
         "timeout": 20,
         "transaction_mode": "IMMEDIATE",
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
     },
-    "TEST": {"NAME": str(BASE_DIR / "var" / "tests.sqlite3")},
+    "TEST": {"NAME": _TESTS_DB},
 }
 DATABASES = {
     "default": dj_database_url.parse(os.environ["DATABASE_URL"]) if os.environ.get("DATABASE_URL") else _SQLITE
