@@ -14,17 +14,24 @@ from invocations_app.dialects import get_dialect
 from invocations_app.events import Done, Failed, RequestInfo, TextDelta
 from invocations_app.runs.host import get_host
 from invocations_app.runs.run import Run
+from invocations_app.runs.wakeups import get_wakeups
 from invocations_app.storage import event_log, invocations
 from invocations_app.storage.invocations import StoredInvocation
+from invocations_app.storage.notify import invocation_key
 
 _FIRST_POLL_SECONDS = 0.05
 _LONGEST_POLL_SECONDS = 0.5
 
 
 class Poll:
-    """Pauses between two looks at the database: short after news, longer in silence."""
+    """Pauses between two looks at the database: short after news, longer in silence.
 
-    def __init__(self) -> None:
+    Args:
+        pk: Primary key of the record that is looked at.
+    """
+
+    def __init__(self, pk: int) -> None:
+        self._key = invocation_key(pk)
         self._seconds = _FIRST_POLL_SECONDS
 
     def reset(self) -> None:
@@ -33,7 +40,7 @@ class Poll:
 
     async def pause(self) -> None:
         """Wait until the next look."""
-        await asyncio.sleep(self._seconds)
+        await get_wakeups().wait(self._key, self._seconds)
         self._seconds = min(self._seconds * 1.5, _LONGEST_POLL_SECONDS)
 
 
@@ -85,7 +92,7 @@ async def wait_for_end(pk: int) -> StoredInvocation | None:
     Returns:
         The ended invocation; None where its record is gone.
     """
-    poll = Poll()
+    poll = Poll(pk)
     while True:
         run = get_host().runs.get(pk)
         if run is not None:
@@ -109,7 +116,7 @@ class Follower:
         self._pk = pk
         self._position = after
         self._trimmed = trimmed
-        self._poll = Poll()
+        self._poll = Poll(pk)
         self._over = False
 
     async def next(self) -> list[tuple[int, bytes]]:

@@ -21,7 +21,7 @@ from django.utils import timezone
 from invocations_app.events import Answer
 from invocations_app.exceptions import InvocationError, RunCancelled, RunInterrupted, SessionConflict
 from invocations_app.models import InvocationRecord, SessionRecord
-from invocations_app.storage import clock, database, event_log, records
+from invocations_app.storage import clock, database, event_log, notify, records
 from invocations_app.storage.event_log import Batch
 from invocations_app.storage.invocations import LIVE
 from invocations_app.storage.snapshots import Change
@@ -91,6 +91,7 @@ def _commit(turn: Turn, change: Change | None, answer: Answer, ending: Ending) -
             if turn.session is not None:
                 _commit_session(using, turn, turn.session, change, now)
             _commit_record(using, turn, answer, ending, now)
+            _tell(using, turn)
     except InvocationError as error:
         # The last try may have been written although its confirmation was lost.
         if not _is_committed(using, turn):
@@ -167,6 +168,15 @@ def _fail(held: Turn | Waiting, error: InvocationError, ending: Ending) -> None:
         )
         if ended:
             event_log.write_batch(using, ending.events)
+        _tell(using, held)
+
+
+def _tell(using: str, held: Turn | Waiting) -> None:
+    """Tell other processes that the run is over and its session free."""
+    keys = [notify.invocation_key(held.record_pk)]
+    if held.session_pk is not None:
+        keys.append(notify.session_key(held.session_pk))
+    notify.notify(using, keys)
 
 
 def encode_answer(answer: Answer) -> str:

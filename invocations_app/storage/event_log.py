@@ -13,7 +13,7 @@ from django.db import connections, transaction
 from django.utils import timezone
 
 from invocations_app.models import EventRecord, InvocationRecord
-from invocations_app.storage import clock, database
+from invocations_app.storage import clock, database, notify
 
 # Rows of up to 64 events; a reader takes a few at a time, so that a long log does not fill memory.
 _ROWS_A_READ = 16
@@ -82,6 +82,7 @@ def _append(owner: str, batches: Sequence[Batch]) -> set[int]:
             rows = rows.select_for_update().order_by("pk")
         held = set(rows.values_list("pk", flat=True))
         EventRecord.objects.using(using).bulk_create([_row(batch) for batch in batches if batch.record_pk in held])
+        notify.notify(using, [notify.invocation_key(pk) for pk in held])
     return held
 
 

@@ -20,7 +20,7 @@ class News:
 
     Attributes:
         held: Records that it still holds.
-        cancelled: Those of them whose cancellation was asked for.
+        cancelled: Records whose cancellation was asked for, or done.
     """
 
     held: set[int]
@@ -70,10 +70,13 @@ def _look(owner: str, record_pks: Sequence[int]) -> News:
     held: set[int] = set()
     cancelled: set[int] = set()
     for some in _chunks(record_pks):
-        rows = InvocationRecord.objects.using(using).filter(pk__in=some, owner=owner, status__in=LIVE)
-        for pk, asked in rows.exclude(clock.is_past("lease_expires_at")).values_list("pk", "cancel_requested"):
-            held.add(pk)
-            if asked:
+        rows = InvocationRecord.objects.using(using).filter(pk__in=some)
+        columns = ("pk", "owner", "status", "cancel_requested", clock.past_or_not("lease_expires_at"))
+        for pk, holder, status, asked, expired in rows.values_list(*columns):
+            if holder == owner and status in LIVE and not expired:
+                held.add(pk)
+            # One that waited is cancelled at once, without its process.
+            if asked or status == InvocationRecord.Status.CANCELLED:
                 cancelled.add(pk)
     return News(held, cancelled)
 
