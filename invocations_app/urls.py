@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from django.db import connections, transaction
 from django.urls import URLPattern, URLResolver, clear_url_caches, get_resolver, path
 
 from invocations_app import conf
@@ -13,8 +17,15 @@ app_name = "invocations"
 urlpatterns: list[URLPattern] = []
 
 
+def _non_atomic(view: Callable[..., Any]) -> Callable[..., Any]:
+    """Take a view out of ``ATOMIC_REQUESTS``, with which Django answers no async view at all."""
+    for alias in connections:
+        view = transaction.non_atomic_requests(using=alias)(view)
+    return view
+
+
 def _endpoint_urls(endpoint: EndpointSettings) -> list[URLPattern]:
-    invoke = InvokeView.as_view(alias=endpoint.alias, dialect_name="channel")
+    invoke = _non_atomic(InvokeView.as_view(alias=endpoint.alias, dialect_name="channel"))
     return [
         path(f"{endpoint.path}/invoke", invoke, name=f"{endpoint.alias}-invoke"),
         path(f"{endpoint.path}/invoke/", invoke),
@@ -23,7 +34,7 @@ def _endpoint_urls(endpoint: EndpointSettings) -> list[URLPattern]:
 
 def reload() -> None:
     """Make the patterns anew from the settings, in place, and forget what Django made of the old ones."""
-    urlpatterns[:] = [path("readiness", readiness, name="readiness")]
+    urlpatterns[:] = [path("readiness", _non_atomic(readiness), name="readiness")]
     for endpoint in conf.get_endpoints().values():
         urlpatterns.extend(_endpoint_urls(endpoint))
     _forget(get_resolver())
@@ -38,6 +49,6 @@ def _forget(resolver: URLResolver) -> None:
     resolver._populated = False  # type: ignore[attr-defined]
 
 
-urlpatterns.append(path("readiness", readiness, name="readiness"))
+urlpatterns.append(path("readiness", _non_atomic(readiness), name="readiness"))
 for _endpoint in conf.get_endpoints().values():
     urlpatterns.extend(_endpoint_urls(_endpoint))

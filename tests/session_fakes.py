@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +26,13 @@ from agent_framework import (
     SessionStore,
     register_state_type,
 )
-from django.db import OperationalError
+from django.db import OperationalError, connections
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Model
 from django.test.utils import CaptureQueriesContext
 
 from invocations_app.isolation import get_current_isolation_keys
+from invocations_app.models import SessionRecord
 from invocations_app.storage import database
 from tests import fakes
 
@@ -175,7 +177,14 @@ def build_noting_store() -> SessionStore:
     return NotingStore()
 
 
-# Hooks that break
+# Hooks
+
+
+def querying_run_hook(invocation: Any, *, target: Any, request: Any) -> Any:
+    """Use the ORM as a site would, and note the thread and the connection that it got."""
+    SessionRecord.objects.count()
+    fakes.notes.append((threading.current_thread().name, connections[database.alias()]))
+    return invocation
 
 
 def raising_run_hook(invocation: Any, *, target: Any, request: Any) -> Any:
@@ -196,6 +205,13 @@ def wrong_response_hook(result: Any, *, invocation: Any) -> Any:
 
 def raising_transform_hook(update: Any, *, invocation: Any) -> Any:
     raise RuntimeError(SECRET)
+
+
+class Router:
+    """A database router that keeps the app's tables in a database of their own."""
+
+    def db_for_write(self, model: type[Model], **hints: Any) -> str | None:
+        return "elsewhere" if model._meta.app_label == "invocations_app" else None
 
 
 # How tests ask and look
