@@ -180,6 +180,13 @@ async def test_a_class_that_cannot_be_imported_is_500_in_json(settings):
     assert refusal(await post({"message": "pong"})) == (500, b'{"error":"Agent invocation failed."}')
 
 
+async def test_a_challenge_that_cannot_be_made_is_500_in_json(settings, caplog):
+    settings.INVOCATIONS = guarded(authentication="BrokenChallenge")
+    response = await post({"message": "pong"}, headers={"x-user": "nobody"})
+    assert refusal(response) == (500, b'{"error":"Agent invocation failed."}')
+    assert "RuntimeError: no challenge" in caplog.text
+
+
 # CSRF holds for callers known by their session cookie, and takes the token from the header only.
 
 SESSION = "rest_framework.authentication.SessionAuthentication"
