@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,6 +31,15 @@ def raw_connection() -> Any:
 
 def thread_name() -> str:
     return threading.current_thread().name
+
+
+@pytest.fixture
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread whatever the database is, so that two calls meet the same connection."""
+    database.close()
+    monkeypatch.setattr(database, "_THREADS_ELSEWHERE", 1)
+    yield
+    database.close()
 
 
 async def test_functions_run_on_threads_of_the_app():
@@ -59,6 +69,7 @@ def test_several_loops_share_the_threads():
     assert all(name.startswith("invocations-db") for name in names)
 
 
+@pytest.mark.usefixtures("_one_thread")
 async def test_a_connection_that_broke_is_replaced(monkeypatch):
     broken = await database.run(raw_connection)
     # SQLite's connections do not break; this is what Django asks of those that do.
@@ -70,6 +81,7 @@ async def test_a_connection_that_broke_is_replaced(monkeypatch):
     assert await database.run(raw_connection) is not broken
 
 
+@pytest.mark.usefixtures("_one_thread")
 async def test_a_statement_that_fails_keeps_the_connection():
     before = await database.run(raw_connection)
 
@@ -87,6 +99,7 @@ async def test_a_statement_that_fails_keeps_the_connection():
     assert await database.run(SessionRecord.objects.count) == 1
 
 
+@pytest.mark.usefixtures("_one_thread")
 def test_closing_ends_threads_and_connections_and_the_next_call_starts_new_ones():
     first = database.call(own_connection)
     database.close()
