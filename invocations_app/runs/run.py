@@ -166,12 +166,19 @@ class Run:
                 answer = await self._carry_out(resolved)
                 await self._commit(turn, answer)
                 self._end(Done(answer))
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            if self._stop is None and not self.task.cancelling():
+                # A library's own cancellation that got out: nobody stopped this run.
+                await self._fail(_as_invocation_error(error), cause=error)
+                return
             await self._fail(self._stop or RunInterrupted())
             if self._stop is None:
                 raise
-        except Exception as error:
+        except BaseException as error:
+            # SystemExit and the like too: they end the run, and neither the server nor the wait of a reader.
             await self._fail(_as_invocation_error(error), cause=error)
+            if isinstance(error, KeyboardInterrupt):
+                raise
 
     async def _prepare(self, stack: AsyncExitStack) -> tuple[ResolvedTarget, turns.Turn]:
         """Do everything that has a status of its own: after this the answer's head is sent."""
@@ -383,7 +390,7 @@ def _resolve(future: asyncio.Future[T], value: T) -> None:
         future.set_result(value)
 
 
-def _as_invocation_error(error: Exception) -> InvocationError:
+def _as_invocation_error(error: BaseException) -> InvocationError:
     if isinstance(error, InvocationError):
         return error
     failed = TargetFailed()
