@@ -173,6 +173,18 @@ class NotingStore(SessionStore):
         await super().set(session_id, session)
 
 
+class KeyNotingStore(SessionStore):
+    """Notes the isolation keys in force when it is asked."""
+
+    async def get(self, session_id: str) -> AgentSession | None:
+        fakes.notes.append(f"get {seen_keys()}")
+        return await super().get(session_id)
+
+    async def set(self, session_id: str, session: AgentSession) -> None:
+        fakes.notes.append(f"set {seen_keys()}")
+        await super().set(session_id, session)
+
+
 def build_noting_store() -> SessionStore:
     return NotingStore()
 
@@ -185,6 +197,21 @@ def querying_run_hook(invocation: Any, *, target: Any, request: Any) -> Any:
     SessionRecord.objects.count()
     fakes.notes.append((threading.current_thread().name, connections[database.alias()]))
     return invocation
+
+
+def key_run_hook(invocation: Any, *, target: Any, request: Any) -> Any:
+    fakes.notes.append(f"run hook {seen_keys()}")
+    return invocation
+
+
+def key_response_hook(result: Any, *, invocation: Any) -> Any:
+    fakes.notes.append(f"response hook {seen_keys()}")
+    return result
+
+
+async def key_transform_hook(update: Any, *, invocation: Any) -> Any:
+    fakes.notes.append(f"transform hook {seen_keys()}")
+    return update
 
 
 def raising_run_hook(invocation: Any, *, target: Any, request: Any) -> Any:

@@ -66,6 +66,20 @@ async def test_the_keys_are_seen_at_every_moment_of_a_run(async_client, target, 
     assert get_current_isolation_keys() is None
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_hooks_and_stores_of_ones_own_see_the_keys(async_client, target, is_streamed):
+    target(
+        "build_pieces",
+        RUN_HOOK="tests.session_fakes.key_run_hook",
+        RESPONSE_HOOK="tests.session_fakes.key_response_hook",
+        STREAM_TRANSFORM_HOOK="tests.session_fakes.key_transform_hook",
+        SESSION_STORE="tests.session_fakes.KeyNotingStore",
+    )
+    await ask(async_client, is_streamed, **headers("alice", "one"))
+    hooks = ["transform hook alice|one"] * 2 if is_streamed else ["response hook alice|one"]
+    assert fakes.notes == ["run hook alice|one", "get alice|one", *hooks, "set alice|one"]
+
+
 async def test_concurrent_requests_never_see_each_others_keys(async_client, target):
     target("tests.session_fakes.build_watching")
     asked = [(user, chat, is_streamed) for user, chat in KEYS for is_streamed in (True, False)]

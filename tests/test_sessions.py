@@ -181,6 +181,21 @@ async def test_the_agent_sees_an_opaque_id_and_never_the_callers(async_client, t
     assert "the-raw-id" not in repr(await table(MessageRecord))
 
 
+async def test_messages_carry_where_they_came_from_and_no_keys(async_client, target):
+    target("build_echo", TRUST_ISOLATION_HEADERS=True)
+    body = {"message": "a", "session_id": "the-raw-id", "metadata": {"k": "the-metadata"}}
+    for _ in range(2):
+        await post(async_client, body, x_agent_user_isolation_key="the-user", x_agent_chat_isolation_key="the-chat")
+    hosting = {"channel": "invocations", "endpoint": "default", "dialect": "channel"}
+    assert [message.additional_properties.get("hosting") for message in fakes.calls[1].messages] == [
+        hosting,
+        None,
+        hosting,
+    ]
+    for secret in ("the-raw-id", "the-metadata", "the-user", "the-chat"):
+        assert secret not in repr([await table(MessageRecord), [row["state"] for row in await table(SessionRecord)]])
+
+
 # Which sessions there are
 
 
