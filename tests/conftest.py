@@ -48,7 +48,12 @@ def site_servers() -> Iterator[dict[str, SiteServer]]:
 
 
 @pytest.fixture(params=["uvloop", "asyncio", "raw"])
-def wire(request: pytest.FixtureRequest, transactional_db: None, site_servers: dict[str, SiteServer]) -> Iterator[Wire]:
+def wire(
+    request: pytest.FixtureRequest,
+    transactional_db: None,
+    site_servers: dict[str, SiteServer],
+    caplog: pytest.LogCaptureFixture,
+) -> Iterator[Wire]:
     """A way to the site: uvicorn on a socket with either loop, or raw ASGI; nothing may be left running."""
     kind = "uvloop" if request.param == "raw" else request.param
     if kind not in site_servers:
@@ -58,3 +63,5 @@ def wire(request: pytest.FixtureRequest, transactional_db: None, site_servers: d
     yield wire
     wire.close()
     wire.server.end_test()
+    assert wire.failures() == []
+    assert "Exception in ASGI application\n" not in [record.getMessage() for record in caplog.get_records("call")]
