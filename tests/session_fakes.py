@@ -20,10 +20,12 @@ import pytest
 from agent_framework import (
     Agent,
     AgentSession,
+    CompactionProvider,
     ContextProvider,
     InMemoryHistoryProvider,
     Message,
     SessionStore,
+    SlidingWindowStrategy,
     register_state_type,
 )
 from django.db import OperationalError, connections
@@ -115,6 +117,17 @@ def build_broken_after_run() -> Agent:
 
 def build_rewriting() -> Agent:
     return _build(RewritingHistory())
+
+
+def build_compacting() -> Agent:
+    """An echo whose history upstream's own provider compacts to the last group, marking what is left out."""
+    return fakes._agent(
+        fakes.echo,
+        context_providers=[
+            InMemoryHistoryProvider(skip_excluded=True),
+            CompactionProvider(after_strategy=SlidingWindowStrategy(keep_last_groups=2)),
+        ],
+    )
 
 
 # Isolation keys, as the model, tools and a provider see them

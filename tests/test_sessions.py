@@ -362,6 +362,17 @@ async def test_a_provider_that_rewrites_its_history_is_stored_as_it_left_it(asyn
     assert [text for _, text in fakes.calls[-1].texts] == ["b", "b", "c"]
 
 
+async def test_what_compaction_marks_is_stored(async_client, target):
+    target("tests.session_fakes.build_compacting")
+    for text in "abcd":
+        await post(async_client, {"message": text, "session_id": "s1"})
+    marks = [json.loads(row["payload"])["additional_properties"] for row in await table(MessageRecord)]
+    assert await texts() == ["a", "a", "b", "b", "c", "c", "d", "d"]
+    assert [bool(mark.get("_excluded")) for mark in marks] == [True] * 4 + [False] * 4
+    await post(async_client, {"message": "e", "session_id": "s1"})
+    assert [text for _, text in fakes.calls[-1].texts] == ["c", "c", "d", "d", "e"]
+
+
 # Stores of one's own
 
 
