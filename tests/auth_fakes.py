@@ -45,6 +45,11 @@ class NamedUserWithChallenge(NamedUser):
         return 'Named realm="api"'
 
 
+class BrokenChallenge(NamedUser):
+    def authenticate_header(self, request: Any) -> str:
+        raise RuntimeError("no challenge")
+
+
 class Failing(BaseAuthentication):
     """Raises what the test has put down."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from asgiref.sync import SyncToAsync
+from django.db import connections
 
 from invocations_app import conf
 from invocations_app.storage import database
@@ -30,9 +32,10 @@ def _fresh_fakes() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def django_db_setup(django_db_setup: None) -> Iterator[None]:
-    """The app's own connections are closed before the database is dropped."""
+    """The connections of other threads, the app's and asgiref's, are closed before the database is dropped."""
     yield
     database.close()
+    SyncToAsync.single_thread_executor.submit(connections.close_all).result()
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +49,10 @@ def site_servers() -> Iterator[dict[str, SiteServer]]:
 
 @pytest.fixture(params=["uvloop", "asyncio", "raw"])
 def wire(
-    request: pytest.FixtureRequest, transactional_db: None, site_servers: dict[str, SiteServer]
+    request: pytest.FixtureRequest,
+    transactional_db: None,
+    site_servers: dict[str, SiteServer],
+    caplog: pytest.LogCaptureFixture,
 ) -> Iterator[Wire]:
     """A way to the site: uvicorn on a socket with either loop, or raw ASGI; nothing may be left running."""
     kind = "uvloop" if request.param == "raw" else request.param
@@ -57,3 +63,5 @@ def wire(
     yield wire
     wire.close()
     wire.server.end_test()
+    assert wire.failures() == []
+    assert "Exception in ASGI application\n" not in [record.getMessage() for record in caplog.get_records("call")]

@@ -129,14 +129,19 @@ class SiteServer:
         """Wait until no live run has a reader."""
         wait_until(lambda: not any(run._readers for run in live_runs()), "the readers' leaving")
 
-    def leftovers(self) -> list[str]:
+    def leftovers(self, *, targets_stay: bool) -> list[str]:
         """Return what still runs: runs, tasks of the loop, threads of runs."""
-        tasks = [task for task in self.run(_all_tasks()) if task not in self._own_tasks and not task.done()]
+        tasks = [
+            task
+            for task in self.run(_all_tasks())
+            # A kept target's task is no leftover while the target is kept.
+            if task not in self._own_tasks and not task.done() and not (targets_stay and _keeps_target(task))
+        ]
         threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("invocations-run")]
         return [*map(repr, live_runs()), *map(repr, tasks), *threads]
 
-    def wait_idle(self) -> None:
-        """Wait until nothing runs any more but the server itself.
+    def wait_idle(self, *, targets_stay: bool = True) -> None:
+        """Wait until nothing runs any more but the server itself, and what holds the kept targets.
 
         Raises:
             AssertionError: If something is left; it is cancelled then.
@@ -144,7 +149,7 @@ class SiteServer:
         deadline = time.monotonic() + 2
         left: list[str] = ["not looked"]
         while left and time.monotonic() < deadline:
-            left = self.leftovers()
+            left = self.leftovers(targets_stay=targets_stay)
             if left:
                 time.sleep(0.003)
         if left:
@@ -162,7 +167,7 @@ class SiteServer:
         """Leave the targets, look that nothing else is left, and load the middleware anew for the next test."""
         try:
             self.run(targets.stop_all())
-            self.wait_idle()
+            self.wait_idle(targets_stay=False)
         finally:
             self._handler = None
 
@@ -170,6 +175,10 @@ class SiteServer:
 async def _all_tasks() -> set[asyncio.Task[Any]]:
     current = asyncio.current_task()
     return {task for task in asyncio.all_tasks() if task is not current}
+
+
+def _keeps_target(task: asyncio.Task[Any]) -> bool:
+    return task.get_name().startswith("invocations target")
 
 
 class Call:
@@ -196,6 +205,9 @@ class Call:
     def leave(self) -> None:
         """Go away without a word."""
         raise NotImplementedError
+
+    def hold(self) -> None:
+        """Take nothing any more: the site's ``send`` blocks, at once or when the socket's buffers are full."""
 
     def is_silent(self, seconds: float) -> bool:
         """Say whether nothing comes for that time; nothing is lost when something does."""
@@ -315,7 +327,15 @@ class SocketCall(Call):
     def _more(self) -> bytes:
         if self.complete:
             return b""
-        return self._next_chunk() if self._left is None else self._next_of_length(self._left)
+        if self._left is not None:
+            return self._next_of_length(self._left)
+        return self._next_chunk() if self.header("transfer-encoding") == "chunked" else self._next_to_the_end()
+
+    def _next_to_the_end(self) -> bytes:
+        # HTTP/1.0: the body ends with the connection.
+        self.complete = not self._raw and not self._receive()
+        piece, self._raw = self._raw, b""
+        return piece
 
     def _next_of_length(self, left: int) -> bytes:
         if left and not self._raw:
@@ -418,7 +438,6 @@ class AsgiCall(Call):
         self._messages.put(message)
 
     def hold(self) -> None:
-        """Take nothing any more: ``send`` blocks."""
         self._server.run(_call(self._takes.clear))
 
     def release(self) -> None:
@@ -498,6 +517,13 @@ class Wire:
         for call in self._calls:
             if isinstance(call, SocketCall):
                 call.close()
+            elif isinstance(call, AsgiCall):
+                call.leave()
+
+    def failures(self) -> list[BaseException]:
+        """Return what the site raised into its server, which is never right."""
+        ended = [call.ended for call in self._calls if isinstance(call, AsgiCall) and call.ended.done()]
+        return [error for error in (call.exception() for call in ended) if error is not None]
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,18 +20,21 @@ import pytest
 from agent_framework import (
     Agent,
     AgentSession,
+    CompactionProvider,
     ContextProvider,
     InMemoryHistoryProvider,
     Message,
     SessionStore,
+    SlidingWindowStrategy,
     register_state_type,
 )
-from django.db import OperationalError
+from django.db import OperationalError, connections
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Model
 from django.test.utils import CaptureQueriesContext
 
 from invocations_app.isolation import get_current_isolation_keys
+from invocations_app.models import SessionRecord
 from invocations_app.storage import database
 from tests import fakes
 
@@ -115,6 +119,17 @@ def build_rewriting() -> Agent:
     return _build(RewritingHistory())
 
 
+def build_compacting() -> Agent:
+    """An echo whose history upstream's own provider compacts to the last group, marking what is left out."""
+    return fakes._agent(
+        fakes.echo,
+        context_providers=[
+            InMemoryHistoryProvider(skip_excluded=True),
+            CompactionProvider(after_strategy=SlidingWindowStrategy(keep_last_groups=2)),
+        ],
+    )
+
+
 # Isolation keys, as the model, tools and a provider see them
 
 
@@ -171,11 +186,45 @@ class NotingStore(SessionStore):
         await super().set(session_id, session)
 
 
+class KeyNotingStore(SessionStore):
+    """Notes the isolation keys in force when it is asked."""
+
+    async def get(self, session_id: str) -> AgentSession | None:
+        fakes.notes.append(f"get {seen_keys()}")
+        return await super().get(session_id)
+
+    async def set(self, session_id: str, session: AgentSession) -> None:
+        fakes.notes.append(f"set {seen_keys()}")
+        await super().set(session_id, session)
+
+
 def build_noting_store() -> SessionStore:
     return NotingStore()
 
 
-# Hooks that break
+# Hooks
+
+
+def querying_run_hook(invocation: Any, *, target: Any, request: Any) -> Any:
+    """Use the ORM as a site would, and note the thread and the connection that it got."""
+    SessionRecord.objects.count()
+    fakes.notes.append((threading.current_thread().name, connections[database.alias()]))
+    return invocation
+
+
+def key_run_hook(invocation: Any, *, target: Any, request: Any) -> Any:
+    fakes.notes.append(f"run hook {seen_keys()}")
+    return invocation
+
+
+def key_response_hook(result: Any, *, invocation: Any) -> Any:
+    fakes.notes.append(f"response hook {seen_keys()}")
+    return result
+
+
+async def key_transform_hook(update: Any, *, invocation: Any) -> Any:
+    fakes.notes.append(f"transform hook {seen_keys()}")
+    return update
 
 
 def raising_run_hook(invocation: Any, *, target: Any, request: Any) -> Any:
@@ -196,6 +245,13 @@ def wrong_response_hook(result: Any, *, invocation: Any) -> Any:
 
 def raising_transform_hook(update: Any, *, invocation: Any) -> Any:
     raise RuntimeError(SECRET)
+
+
+class Router:
+    """A database router that keeps the app's tables in a database of their own."""
+
+    def db_for_write(self, model: type[Model], **hints: Any) -> str | None:
+        return "elsewhere" if model._meta.app_label == "invocations_app" else None
 
 
 # How tests ask and look

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
+
 class SyncOnlyMiddleware:
     sync_capable = True
     async_capable = False

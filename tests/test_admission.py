@@ -180,6 +180,13 @@ async def test_a_class_that_cannot_be_imported_is_500_in_json(settings):
     assert refusal(await post({"message": "pong"})) == (500, b'{"error":"Agent invocation failed."}')
 
 
+async def test_a_challenge_that_cannot_be_made_is_500_in_json(settings, caplog):
+    settings.INVOCATIONS = guarded(authentication="BrokenChallenge")
+    response = await post({"message": "pong"}, headers={"x-user": "nobody"})
+    assert refusal(response) == (500, b'{"error":"Agent invocation failed."}')
+    assert "RuntimeError: no challenge" in caplog.text
+
+
 # CSRF holds for callers known by their session cookie, and takes the token from the header only.
 
 SESSION = "rest_framework.authentication.SessionAuthentication"
@@ -293,7 +300,7 @@ async def test_classes_themselves_may_stand_in_the_settings(settings):
 @pytest.mark.parametrize("permissions", [[], ["rest_framework.permissions.AllowAny"]])
 async def test_an_open_endpoint_costs_no_thread_hop(settings, monkeypatch, permissions):
     settings.INVOCATIONS = endpoint(PERMISSION_CLASSES=permissions)
-    monkeypatch.setattr(views, "sync_to_async", None)
+    monkeypatch.setattr(views.base, "sync_to_async", None)
     assert (await post({"message": "pong"})).content == PONG
 
 
@@ -314,7 +321,7 @@ async def test_checks_run_together_in_one_thread_that_is_not_the_loops(settings,
         hops.append(function.__name__)
         return sync_to_async(function)
 
-    monkeypatch.setattr(views, "sync_to_async", counted)
+    monkeypatch.setattr(views.base, "sync_to_async", counted)
     assert (await post({"message": "pong"}, headers={"x-user": "7"})).content == PONG
     threads = {thread for _, thread in auth_fakes.seen}
     assert len(threads) == 1

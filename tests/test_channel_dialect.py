@@ -74,13 +74,13 @@ def test_every_field_is_taken_over() -> None:
         "stream": True,
         "options": {"temperature": 0.5, "stop": None},
         "metadata": {"a": [1, None]},
-        "background": False,
+        "background": True,
         "anything": {"else": 1},
     }
     endpoint = EndpointSettings(alias="other", target="x.y", session_mode="required")
     invocation = parse(body, endpoint).invocation
     assert (invocation.endpoint, invocation.session_mode) == ("other", "required")
-    assert (invocation.session_id, invocation.stream, invocation.background) == ("s1", True, False)
+    assert (invocation.session_id, invocation.stream, invocation.background) == ("s1", True, True)
     assert invocation.options == {"temperature": 0.5, "stop": None}
     assert invocation.metadata == {"a": [1, None]}
     assert invocation.responses is None
@@ -473,7 +473,6 @@ def test_every_message_and_content_of_the_input_is_checked() -> None:
         ({"metadata": "a"}, "'metadata' must be an object"),
         ({"background": 1}, "'background' must be a boolean"),
         ({"background": "true"}, "'background' must be a boolean"),
-        ({"background": True}, "'background' is not supported"),
     ],
 )
 def test_any_other_broken_rule_is_422_and_names_field_and_rule(fields: dict[str, Any], text: str) -> None:

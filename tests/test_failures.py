@@ -246,6 +246,30 @@ async def test_a_provider_that_fails_when_the_run_is_finalized(async_client, tar
     assert (await post(async_client, BODY)).status_code == 200
 
 
+class _Unusual(BaseException):
+    """What no ``except Exception`` catches."""
+
+
+@pytest.mark.parametrize("kind", [SystemExit, _Unusual, GeneratorExit, asyncio.CancelledError])
+async def test_what_is_no_exception_ends_the_run_and_not_the_server(async_client, target, kind):
+    target()
+    await committed(async_client)
+
+    def leave() -> None:
+        raise kind(SECRET)
+
+    fakes.script(["hel", leave])
+    before = await kept()
+    response = await asyncio.wait_for(post(async_client, BODY), 2)
+    streamed = await asyncio.wait_for(stream(async_client, BODY), 2)
+    assert (response.status_code, response.json()) == (500, {"error": FAILED})
+    assert streamed == f"data: hel\n\nevent: error\ndata: {FAILED}\n\n".encode()
+    assert await kept() == before
+    assert [row["status"] for row in await table(InvocationRecord)] == ["succeeded", "failed", "failed"]
+    await assert_nothing_is_left()
+    await goes_on(async_client)
+
+
 async def test_a_run_that_outlasts_its_time(async_client, target):
     target()
     await committed(async_client)

@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from invocations_app.conf import DEFAULT_OPTIONS
 from invocations_app.models import InvocationRecord, MessageRecord, SessionRecord
-from invocations_app.storage import database, turns
+from invocations_app.storage import database, invocations, turns
 from tests import fakes
 from tests.client import INVOKE, endpoint, post, post_raw, records, rows
 from tests.frames import SseEvent, read_events, read_text
@@ -204,7 +204,6 @@ MALFORMED: list[tuple[Any, int, bytes]] = [
     ({"message": "a", "background": 1}, 422, b"'background' must be a boolean"),
     ({"message": "a", "stream": 1, "options": 2, "metadata": 3, "background": 4}, 422, b"'stream' must be a boolean"),
     ({"message": "a", "options": 2, "metadata": 3}, 422, b"'options' must be an object"),
-    ({"message": "a", "background": True}, 422, b"'background' is not supported"),
     ({"responses": {"id": True}}, 422, b"'responses' is not supported"),
     ({"responses": []}, 422, b"'responses' must be an object"),
 ]
@@ -338,7 +337,7 @@ async def test_errors_are_exposed_in_debug(settings):
 
 @in_database
 async def test_a_busy_session_is_refused_and_the_refused_id_may_be_used_again(settings):
-    settings.INVOCATIONS = endpoint(TARGET="tests.fakes.build_scripted")
+    settings.INVOCATIONS = endpoint(TARGET="tests.fakes.build_scripted", ON_BUSY_SESSION="reject")
     fakes.script([fakes.gate(), "first"], ["again"])
     first = asyncio.create_task(post({"message": "a", "session_id": "s1"}))
     await fakes.gate().wait_reached()
@@ -446,11 +445,13 @@ async def test_a_session_that_somebody_else_wrote_is_409(settings, change, text,
     assert (record.error_code, record.answer) == (code, "")
 
 
-async def test_a_database_that_is_away_before_the_turn_is_503(monkeypatch, caplog):
+@in_database
+@pytest.mark.parametrize(("module", "transaction"), [(turns, "_begin"), (invocations, "_look_up")])
+async def test_a_database_that_is_away_before_the_turn_is_503(monkeypatch, caplog, module, transaction):
     def away(request: Any) -> None:
         raise OperationalError("the database is away")
 
-    monkeypatch.setattr(turns, "_begin", away)
+    monkeypatch.setattr(module, transaction, away)
     response = await post({"message": "a", "stream": True}, headers={"x-agent-invocation-id": "i1"})
     assert (response.status_code, response.content) == (503, b'{"error":"storage is not available"}')
     assert response.headers["Retry-After"] == "1"

@@ -181,6 +181,21 @@ async def test_the_agent_sees_an_opaque_id_and_never_the_callers(async_client, t
     assert "the-raw-id" not in repr(await table(MessageRecord))
 
 
+async def test_messages_carry_where_they_came_from_and_no_keys(async_client, target):
+    target("build_echo", TRUST_ISOLATION_HEADERS=True)
+    body = {"message": "a", "session_id": "the-raw-id", "metadata": {"k": "the-metadata"}}
+    for _ in range(2):
+        await post(async_client, body, x_agent_user_isolation_key="the-user", x_agent_chat_isolation_key="the-chat")
+    hosting = {"channel": "invocations", "endpoint": "default", "dialect": "channel"}
+    assert [message.additional_properties.get("hosting") for message in fakes.calls[1].messages] == [
+        hosting,
+        None,
+        hosting,
+    ]
+    for secret in ("the-raw-id", "the-metadata", "the-user", "the-chat"):
+        assert secret not in repr([await table(MessageRecord), [row["state"] for row in await table(SessionRecord)]])
+
+
 # Which sessions there are
 
 
@@ -238,7 +253,7 @@ async def test_the_longest_session_id_and_odd_characters_are_kept(async_client):
 
 
 async def test_a_busy_session_is_refused_before_its_target_runs(async_client, target):
-    target("build_scripted")
+    target("build_scripted", ON_BUSY_SESSION="reject")
     fakes.script([fakes.gate(), "done"])
     first = asyncio.create_task(post(async_client, {"message": "a", "session_id": "s1"}))
     await fakes.gate().wait_reached()
@@ -345,6 +360,17 @@ async def test_a_provider_that_rewrites_its_history_is_stored_as_it_left_it(asyn
     assert [payload["additional_properties"]["_group"] for payload in payloads] == [{"seen": 1}, {"seen": 1}]
     await post(async_client, {"message": "c", "session_id": "s1"})
     assert [text for _, text in fakes.calls[-1].texts] == ["b", "b", "c"]
+
+
+async def test_what_compaction_marks_is_stored(async_client, target):
+    target("tests.session_fakes.build_compacting")
+    for text in "abcd":
+        await post(async_client, {"message": text, "session_id": "s1"})
+    marks = [json.loads(row["payload"])["additional_properties"] for row in await table(MessageRecord)]
+    assert await texts() == ["a", "a", "b", "b", "c", "c", "d", "d"]
+    assert [bool(mark.get("_excluded")) for mark in marks] == [True] * 4 + [False] * 4
+    await post(async_client, {"message": "e", "session_id": "s1"})
+    assert [text for _, text in fakes.calls[-1].texts] == ["c", "c", "d", "d", "e"]
 
 
 # Stores of one's own

@@ -47,11 +47,16 @@ class StreamBody:
         self._sender: asyncio.Task[object] | None = None
         self._handed_at: float | None = self._loop.time()
         self._watch = self._watch_later(stall_seconds)
+        self._is_cut = False
 
     def __aiter__(self) -> StreamBody:
         return self
 
     async def __anext__(self) -> bytes:
+        if self._is_cut:
+            # First asked for after the reader was dropped: what it missed is gone. As one that hangs in send, it
+            # ends without an end, for which the server closes the connection.
+            raise asyncio.CancelledError
         self._handed_at = None
         if self._sender is None:
             self._sender = asyncio.current_task()
@@ -94,6 +99,7 @@ class StreamBody:
             self._watch = self._watch_later(self._stall_seconds - idle)
             return
         sender = self._sender
+        self._is_cut = True
         self.leave()
         if sender is not None:
             # It hangs in send: without its end the connection would stay open, half an answer in it.

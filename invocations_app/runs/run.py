@@ -193,12 +193,19 @@ class Run:
             if stored is not None:
                 self._over = True
                 self._start(stored)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            if self._stop is None and not self.task.cancelling():
+                # A library's own cancellation that got out: nobody stopped this run.
+                await self._fail(_as_invocation_error(error), cause=error)
+                return
             await self._fail(self._stop or RunInterrupted())
             if self._stop is None:
                 raise
-        except Exception as error:
+        except BaseException as error:
+            # SystemExit and the like too: they end the run, and neither the server nor the wait of a reader.
             await self._fail(_as_invocation_error(error), cause=error)
+            if isinstance(error, KeyboardInterrupt):
+                raise
 
     async def _look_up(self) -> StoredInvocation | None:
         """Return the invocation that was begun with the caller's id before, if there is one."""
@@ -409,7 +416,7 @@ class Run:
         return shown
 
 
-def _as_invocation_error(error: Exception) -> InvocationError:
+def _as_invocation_error(error: BaseException) -> InvocationError:
     if isinstance(error, InvocationError):
         return error
     failed = TargetFailed()

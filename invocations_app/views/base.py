@@ -70,12 +70,13 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf is not typed
             if (request.method or "").lower() not in self.http_method_names:
                 return self._method_not_allowed()
             body = read_body(request, self.endpoint.max_body_bytes)
-            await self._admit(request)
+            try:
+                await self._admit(request)
+            except (drf.APIException, PermissionDenied, Http404) as error:
+                return self._refusal(error)
             return await self.respond(body, *args, **kwargs)
         except InvocationError as error:
             return self.error_response(error)
-        except (drf.APIException, PermissionDenied, Http404) as error:
-            return self._refusal(error)
         except UNREACHABLE:
             logger.exception("The database was not reachable before a run began.")
             return self.error_response(StorageUnavailable())
