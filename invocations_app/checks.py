@@ -11,6 +11,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.utils.module_loading import import_string
 
@@ -76,6 +77,13 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
     return messages
 
 
+@register(TAG)
+def check_tasks_backend(**kwargs: Any) -> list[CheckMessage]:
+    """Report a tasks backend whose workers cannot run background invocations (E011, E012)."""
+    alias = conf.get_host().background_tasks_backend
+    return [] if alias is None else list(_check_tasks_backend(alias))
+
+
 @register(TAG, deploy=True)
 def check_exposed_errors(**kwargs: Any) -> list[CheckMessage]:
     """Report endpoints that show the text of exceptions to callers (W005)."""
@@ -88,6 +96,39 @@ def check_exposed_errors(**kwargs: Any) -> list[CheckMessage]:
         for endpoint in conf.get_endpoints().values()
         if endpoint.expose_errors is True and not settings.DEBUG
     ]
+
+
+def _check_tasks_backend(alias: str) -> Iterator[CheckMessage]:
+    from invocations_app.runs import tasks_api
+
+    where = f"{conf.HOST_SETTING}['BACKGROUND_TASKS_BACKEND']"
+    try:
+        api = tasks_api.get()
+    except ImproperlyConfigured as error:
+        yield Error(f"{where}: {error}", hint="Install 'django-invocations[tasks]'.", id="invocations.E011")
+        return
+    if alias not in api.task_backends.settings:
+        yield Error(
+            f"{where}: TASKS has no {alias!r}.",
+            hint="Name an alias of TASKS whose backend has workers, such as that of 'django_tasks_db.DatabaseBackend'.",
+            id="invocations.E011",
+        )
+        return
+    try:
+        backend = api.task_backends[alias]
+        if tasks_api.has_workers(backend):
+            tasks_api.task_for(alias)
+            return
+        problem = f"its backend {_name(type(backend))!r} has no workers."
+    # What a backend raises is its own.
+    except Exception as error:
+        problem = f"its backend cannot be used: {type(error).__name__}: {error}"
+    yield Error(
+        f"{where}: TASKS[{alias!r}] cannot run invocations: {problem}",
+        hint="Name an alias of TASKS whose backend has workers, such as that of 'django_tasks_db.DatabaseBackend', "
+        "with the queue 'default'; or None, and the web process runs them itself.",
+        id="invocations.E012",
+    )
 
 
 def _where(endpoint: conf.EndpointSettings) -> str:

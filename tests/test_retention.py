@@ -233,7 +233,7 @@ def test_turns_and_clearing_at_once_leave_nothing_half_done():
         thread.start()
     total = Counts()
     try:
-        while not problems and (total.sessions < 20 or total.invocations < 20):
+        while not problems and (total.sessions < 5 or total.invocations < 5):
             total += retention.clear(ALL)
     finally:
         stop.set()

@@ -76,11 +76,12 @@ class Host:
 
     # Which runs there are
 
-    def admit(self, run: Run) -> None:
+    def admit(self, run: Run, *, is_run_here: bool = True) -> None:
         """Count a run that is about to begin.
 
         Args:
             run: The run.
+            is_run_here: Whether this process runs it; what it hands to another one does not count.
 
         Raises:
             ShuttingDown: If this process takes no new run any more.
@@ -88,6 +89,8 @@ class Host:
         """
         if self.closing:
             raise ShuttingDown
+        if not is_run_here:
+            return
         if _running.change(1) > conf.get_host().max_concurrent_runs:
             _running.change(-1)
             raise Overloaded

@@ -15,9 +15,9 @@ import logging
 import uuid
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from asgiref.sync import ThreadSensitiveContext
 from django.utils import timezone
@@ -41,18 +41,20 @@ from invocations_app.exceptions import (
     UnsupportedOptions,
 )
 from invocations_app.isolation import RequestKeys, Scope
-from invocations_app.runs import sessions, waiting
+from invocations_app.runs import parcel, sessions, tasks_api, waiting
 from invocations_app.runs.agent import run_agent
 from invocations_app.runs.executor import RunExecutor
 from invocations_app.runs.host import FLUSH_EVENTS, get_host
 from invocations_app.runs.settle import settle, whole
 from invocations_app.runs.tape import Tape
-from invocations_app.storage import database, endings, invocations, turns
+from invocations_app.storage import database, endings, handover, invocations, turns
 from invocations_app.storage.endings import Ending
 from invocations_app.storage.event_log import Batch
 from invocations_app.storage.invocations import StoredInvocation
-from invocations_app.storage.turns import Turn, Waiting
+from invocations_app.storage.turns import Handed, Turn, Waiting
 from invocations_app.targets import ResolvedTarget
+
+T = TypeVar("T")
 
 logger = logging.getLogger("invocations_app.runs")
 
@@ -74,6 +76,9 @@ class RunRequest:
         user_pk: Primary key of the authenticated Django user, or None.
         request: The DRF request, for the run hook.
         can_stream: Whether the server can stream (ASGI).
+        held: The turn, where another process has begun it and this one took it over;
+            None where it is still to be begun.
+        correlation_id: Random id of the record, the only one that logs carry.
     """
 
     parsed: ParsedRequest
@@ -83,6 +88,8 @@ class RunRequest:
     user_pk: Any
     request: Any
     can_stream: bool
+    held: Turn | Waiting | None = None
+    correlation_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 class Run:
@@ -105,7 +112,7 @@ class Run:
         loop = asyncio.get_running_loop()
         self.invocation: Invocation = request.parsed.invocation
         self.endpoint = request.endpoint
-        self.correlation_id = uuid.uuid4().hex
+        self.correlation_id = request.correlation_id
         self.record_pk: int | None = None
         self.is_queued = False
         self.started: asyncio.Future[StoredInvocation | None] = loop.create_future()
@@ -117,7 +124,7 @@ class Run:
         self._dialect = get_dialect(request.parsed.invocation.dialect)
         self._encoder = self._dialect.invocations_from_streaming_run()
         self._readers = 0
-        self._held: Turn | Waiting | None = None
+        self._held: Turn | Waiting | Handed | None = None
         self._session: sessions.LoadedSession | None = None
         self._first_byte_at: datetime | None = None
         self._stop: InvocationError | None = None
@@ -128,6 +135,8 @@ class Run:
         context.run(isolation.set_current_isolation_keys, None if keys.isolation.is_empty else keys.isolation)
         context.run(isolation.set_current_call_id, keys.call_id)
         self._host.hold(self)
+        if request.held is not None:
+            self._hold(request.held)
         self.task = loop.create_task(self._main(), context=context)
 
     @property
@@ -225,10 +234,17 @@ class Run:
 
     async def _turn(self, stack: AsyncExitStack) -> StoredInvocation | None:
         """Prepare the turn, carry it out and commit it."""
-        resolved, target = await self._prepare(stack)
-        begun = await self._begin()
+        resolved = await targets.resolve(self.endpoint)
+        target = await stack.enter_async_context(targets.entered(resolved))
+        begun: turns.Begun | None = self._request.held
+        if begun is None:
+            await self._prepare(resolved, target)
+            begun = await self._begin()
         if isinstance(begun, StoredInvocation):
             return self._same(begun)
+        if isinstance(begun, Handed):
+            await self._hand_over(begun)
+            return None
         turn = begun if isinstance(begun, Turn) else await self._wait(begun)
         self._session = await sessions.load(self.endpoint, turn, target)
         self._start(None)
@@ -237,11 +253,9 @@ class Run:
         self._end(Done(answer))
         return None
 
-    async def _prepare(self, stack: AsyncExitStack) -> tuple[ResolvedTarget, Any]:
+    async def _prepare(self, resolved: ResolvedTarget, target: Any) -> None:
         """Do what comes before the record: what fails here leaves no trace."""
         endpoint = self.endpoint
-        resolved = await targets.resolve(endpoint)
-        target = await stack.enter_async_context(targets.entered(resolved))
         self.invocation = await hooks.apply_run_hook(
             endpoint, self.invocation, target=target, request=self._request.request
         )
@@ -253,8 +267,7 @@ class Run:
             raise StreamsNeedAsgi
         messages = stamp_messages(invocation.input, endpoint.alias, invocation.dialect)
         self.invocation = dataclasses.replace(invocation, input=messages)
-        self._host.admit(self)
-        return resolved, target
+        self._host.admit(self, is_run_here=self._tasks_backend is None)
 
     def _fit_options(self, invocation: Invocation, resolved: ResolvedTarget) -> Invocation:
         if not invocation.options or resolved.takes_options:
@@ -264,16 +277,23 @@ class Run:
         logger.warning("The target of endpoint %r takes no run options; they are dropped.", self.endpoint.alias)
         return dataclasses.replace(invocation, options={})
 
+    @property
+    def _tasks_backend(self) -> str | None:
+        """Alias of the tasks backend whose workers run this invocation; None where this process does."""
+        return conf.get_host().background_tasks_backend if self.invocation.background else None
+
     async def _begin(self) -> turns.Begun:
+        is_handed = self._tasks_backend is not None
         request = turns.TurnRequest(
             invocation=self.invocation,
             scope=self._request.scope,
             user_pk=self._request.user_pk,
             fingerprint=self._request.parsed.fingerprint,
             correlation_id=self.correlation_id,
-            owner=self._host.owner,
+            owner="" if is_handed else self._host.owner,
             lease_seconds=conf.get_host().lease_seconds,
             on_busy=self.endpoint.on_busy_session,
+            handed_input=parcel.pack(self.invocation, self._request.keys) if is_handed else "",
         )
         try:
             # It cannot be called back: a claim that is made just as the run is cancelled has to be released.
@@ -285,7 +305,23 @@ class Run:
         if not isinstance(begun, StoredInvocation):
             self._held = begun
             self.record_pk = begun.record_pk
-            self._host.register(self, begun.record_pk)
+            if not isinstance(begun, Handed):
+                self._host.register(self, begun.record_pk)
+
+    async def _hand_over(self, handed: Handed) -> None:
+        """Have a worker of the tasks backend run it; this process only answers that it is queued."""
+        self.is_queued = True
+        try:
+            await tasks_api.enqueue(str(self._tasks_backend), handed.record_pk)
+        except Exception as error:
+            # As if it had never been asked for; unless the backend has it all the same, and a worker was faster.
+            if await self._patiently(lambda: handover.take_back(handed)):
+                self._held = None
+                raise StorageUnavailable from error
+        await self._patiently(lambda: handover.confirm(handed))
+        self._held = None
+        self._over = True
+        self._start(None)
 
     async def _wait(self, queued: Waiting) -> Turn:
         self.is_queued = True
@@ -351,7 +387,7 @@ class Run:
             event_count=self.tape.last,
         )
 
-    async def _patiently(self, write: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _patiently(self, write: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Write, and try again while the database is away for a short while."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PATIENCE_SECONDS
@@ -396,7 +432,7 @@ class Run:
             self.started.exception()
         self._end(Failed(shown))
 
-    async def _record_failure(self, held: Turn | Waiting, error: InvocationError) -> None:
+    async def _record_failure(self, held: Turn | Waiting | Handed, error: InvocationError) -> None:
         async with self.ending:
             ending = self._ending()
             failing = asyncio.ensure_future(self._patiently(lambda: endings.fail(held, error, ending)))

@@ -25,7 +25,7 @@ from invocations_app.storage import clock, database, event_log, notify, records
 from invocations_app.storage.event_log import Batch
 from invocations_app.storage.invocations import LIVE
 from invocations_app.storage.snapshots import Change
-from invocations_app.storage.turns import ClaimedSession, Turn, Waiting
+from invocations_app.storage.turns import ClaimedSession, Handed, Turn, Waiting
 
 Status = InvocationRecord.Status
 
@@ -68,11 +68,11 @@ async def commit(turn: Turn, change: Change | None, answer: Answer, ending: Endi
     await database.run(_commit, turn, change, answer, ending)
 
 
-async def fail(held: Turn | Waiting, error: InvocationError, ending: Ending) -> None:
+async def fail(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending) -> None:
     """End a turn that has no answer, and release its claim; the session stays as it was.
 
     Args:
-        held: The turn; or what waits, which may have claimed its session meanwhile.
+        held: The turn; or what waits, which may have claimed its session meanwhile, or been taken by a worker.
         error: Why it has none.
         ending: What else is written.
 
@@ -147,7 +147,7 @@ def _why_lost(using: str, record_pk: int) -> InvocationError:
     return RunCancelled() if status == Status.CANCELLED else RunInterrupted()
 
 
-def _fail(held: Turn | Waiting, error: InvocationError, ending: Ending) -> None:
+def _fail(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending) -> None:
     using = database.alias()
     session_pk = held.session_pk
     with transaction.atomic(using=using):
@@ -171,7 +171,7 @@ def _fail(held: Turn | Waiting, error: InvocationError, ending: Ending) -> None:
         _tell(using, held)
 
 
-def _tell(using: str, held: Turn | Waiting) -> None:
+def _tell(using: str, held: Turn | Waiting | Handed) -> None:
     """Tell other processes that the run is over and its session free."""
     keys = [notify.invocation_key(held.record_pk)]
     if held.session_pk is not None:

@@ -41,6 +41,8 @@ class TurnRequest:
         owner: Id of the process.
         lease_seconds: Time after which the process counts as gone.
         on_busy: Whether to wait for a busy session.
+        handed_input: What a worker on another machine needs to run it; empty where
+            this process runs it.
     """
 
     invocation: Invocation
@@ -51,6 +53,7 @@ class TurnRequest:
     owner: str
     lease_seconds: float
     on_busy: Literal["wait", "reject"] = "wait"
+    handed_input: str = ""
 
     @property
     def session_id(self) -> str | None:
@@ -120,7 +123,22 @@ class Waiting:
     lease_seconds: float
 
 
-Begun: TypeAlias = Turn | Waiting | StoredInvocation
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A turn that waits for a worker on another machine to take it; see ``handover``.
+
+    Attributes:
+        record_pk: Primary key of the invocation's record, which is queued.
+        session_pk: Primary key of the session's row, or None.
+        owner: Nobody's, as yet.
+    """
+
+    record_pk: int
+    session_pk: int | None
+    owner: str = ""
+
+
+Begun: TypeAlias = Turn | Waiting | Handed | StoredInvocation
 
 
 async def begin(request: TurnRequest) -> Begun:
@@ -130,7 +148,7 @@ async def begin(request: TurnRequest) -> Begun:
         request: What begins the turn.
 
     Returns:
-        The turn; or what waits; or the invocation that was begun with this id before.
+        The turn; or what waits for its session or a worker; or the invocation that was begun with this id before.
 
     Raises:
         SessionBusy: If the session is busy and waiting is not wanted.
@@ -187,14 +205,19 @@ def _begin_once(using: str, request: TurnRequest) -> Begun:
     if found is not None:
         return found[0]
     if request.session_id is None:
+        if request.handed_input:
+            return Handed(_insert(using, request, None, Status.QUEUED).pk, None)
         return Turn(_insert(using, request, None, Status.RUNNING).pk, request.owner, None)
     session = records.ensure_session_record(using, scope, request.session_id, user_pk=request.user_pk, now=now)
-    if _is_free(using, session) and not _older_waits(using, session.pk):
+    is_free = _is_free(using, session) and not _older_waits(using, session.pk)
+    if is_free and not request.handed_input:
         record = _insert(using, request, session, Status.RUNNING)
         return Turn(record.pk, request.owner, _claim(using, session, record.pk, request.lease_seconds))
-    if request.on_busy == "reject":
+    if not is_free and request.on_busy == "reject":
         raise SessionBusy
     record = _insert(using, request, session, Status.QUEUED)
+    if request.handed_input:
+        return Handed(record.pk, session.pk)
     return Waiting(record.pk, request.owner, session.pk, request.lease_seconds)
 
 
@@ -221,6 +244,7 @@ def _insert(
         lease_expires_at=clock.from_now(request.lease_seconds),
         status=status,
         metadata=json.dumps(dict(invocation.metadata)) if invocation.metadata else "",
+        input=request.handed_input,
         created_at=timezone.now(),
     )
 
