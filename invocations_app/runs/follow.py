@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 
 from invocations_app.dialects import get_dialect
-from invocations_app.events import Done, Failed, RequestInfo, TextDelta
+from invocations_app.events import Done, Failed
 from invocations_app.runs.host import get_host
 from invocations_app.runs.run import Run
 from invocations_app.runs.wakeups import get_wakeups
@@ -63,14 +63,7 @@ def whole_frames(stored: StoredInvocation) -> list[bytes]:
     Args:
         stored: An invocation that has ended.
     """
-    answer = stored.answer
-    if answer is None:
-        return []
-    encoder = get_dialect(stored.dialect).invocations_from_streaming_run()
-    frames = encoder.encode(TextDelta(answer.text))
-    for request in answer.pending:
-        frames += encoder.encode(RequestInfo(request_id=str(request["request_id"]), data=request))
-    return frames
+    return [] if stored.answer is None else get_dialect(stored.dialect).invocations_from_answer(stored.answer)
 
 
 def event_count(stored: StoredInvocation) -> int:
