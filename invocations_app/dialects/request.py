@@ -13,7 +13,6 @@ from agent_framework import Message
 
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects import parsing, strict_json
-from invocations_app.dialects.parsing import FieldError
 from invocations_app.envelope import INVOCATION_ID_HEADER, is_well_formed_id
 
 #: The fields of which a body has one.
@@ -86,8 +85,4 @@ def read_responses(body: Mapping[str, Any]) -> dict[str, Any] | None:
     Raises:
         FieldError: Of the field ``responses``.
     """
-    if "responses" not in body:
-        return None
-    parsing.read_object(body, "responses")
-    # No run can serve them: nothing is left pending that could be answered.
-    raise FieldError("responses", "is not supported")
+    return parsing.read_object(body, "responses") if "responses" in body else None

@@ -25,12 +25,13 @@ from django.utils import timezone
 from invocations_app import conf, hooks, isolation, targets
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects import get_dialect
-from invocations_app.dialects.parsing import stamp_messages
 from invocations_app.envelope import Invocation, ParsedRequest
 from invocations_app.events import Answer, Done, Event, Failed
 from invocations_app.exceptions import (
+    AwaitingResponses,
     InvocationError,
     InvocationIdReused,
+    ResponsesMismatch,
     RunCancelled,
     RunInterrupted,
     RunTimedOut,
@@ -41,14 +42,15 @@ from invocations_app.exceptions import (
     UnsupportedOptions,
 )
 from invocations_app.isolation import RequestKeys, Scope
+from invocations_app.pending import PendingRequest
 from invocations_app.runs import foundry, sessions, waiting
-from invocations_app.runs.agent import run_agent
+from invocations_app.runs.agent import messages_of, run_agent
 from invocations_app.runs.executor import RunExecutor
 from invocations_app.runs.host import FLUSH_EVENTS, get_host
 from invocations_app.runs.settle import settle, whole
 from invocations_app.runs.tape import Tape
 from invocations_app.storage import database, endings, invocations, turns
-from invocations_app.storage.endings import Ending
+from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.event_log import Batch
 from invocations_app.storage.invocations import StoredInvocation
 from invocations_app.storage.turns import Turn, Waiting
@@ -233,8 +235,8 @@ class Run:
         turn = begun if isinstance(begun, Turn) else await self._wait(begun)
         self._session = await sessions.load(self.endpoint, turn, target)
         self._start(None)
-        answer = await self._carry_out(resolved)
-        await self._commit(turn, answer)
+        answer, left = await self._carry_out(resolved, turn)
+        await self._commit(turn, answer, left)
         self._end(Done(answer))
         return None
 
@@ -254,8 +256,6 @@ class Run:
             raise SessionRequired
         if (invocation.stream or invocation.background) and not self._request.can_stream:
             raise StreamsNeedAsgi
-        messages = stamp_messages(invocation.input, endpoint.alias, invocation.dialect)
-        self.invocation = dataclasses.replace(invocation, input=messages)
         self._host.admit(self)
         return resolved, target
 
@@ -295,7 +295,14 @@ class Run:
         background = self.invocation.background
         if background:
             self._start(None)
-        turn = await waiting.wait_for_claim(queued, None if background else self.endpoint.session_wait_seconds)
+        try:
+            turn = await waiting.wait_for_claim(queued, None if background else self.endpoint.session_wait_seconds)
+        except (ResponsesMismatch, AwaitingResponses):
+            if not background:
+                # Refused before it began: as if it had never been asked for.
+                await turns.give_up(queued)
+                self._held = None
+            raise
         self._held = turn
         self.is_queued = False
         return turn
@@ -304,19 +311,25 @@ class Run:
         if not self.started.done():
             self.started.set_result(stored)
 
-    async def _carry_out(self, resolved: ResolvedTarget) -> Answer:
-        """Run the target within its time."""
+    async def _carry_out(self, resolved: ResolvedTarget, turn: Turn) -> tuple[Answer, tuple[PendingRequest, ...]]:
+        """Run the target within its time; return the answer and what is left pending."""
         invocation = self.invocation
         session = None if self._session is None else self._session.session
+        answered = () if turn.session is None else turn.session.answered
+        messages = messages_of(resolved.target, invocation, answered)
         try:
             async with asyncio.timeout(self.endpoint.run_timeout_seconds) as limit:
-                result = await run_agent(self.endpoint, resolved, invocation, session, self._publish)
+                result = await run_agent(self.endpoint, resolved, invocation, messages, session, self._publish)
         except TimeoutError as error:
             if limit.expired():
                 raise RunTimedOut from error
             raise
         self._note_first_byte()
-        return Answer(text=result.text, session_id=self.session_id, usage=result.usage)
+        if result.pending and turn.session is None:
+            # Nobody could answer it later.
+            raise SessionRequired
+        asked = tuple(request.data for request in result.pending)
+        return Answer(result.text, self.session_id, pending=asked, usage=result.usage), result.pending
 
     def _note_first_byte(self) -> None:
         if self._first_byte_at is None:
@@ -331,9 +344,9 @@ class Run:
                 self._host.flush_soon()
             await self.tape.room()
 
-    async def _commit(self, turn: Turn, answer: Answer) -> None:
+    async def _commit(self, turn: Turn, answer: Answer, left: tuple[PendingRequest, ...]) -> None:
         """Write everything in one transaction, which a cancellation does not cut."""
-        change = None if self._session is None else await self._session.save()
+        change = None if self._session is None else SessionChange(await self._session.save(), left)
         committed: list[None] = []
         try:
             async with self.ending:
