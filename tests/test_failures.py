@@ -31,6 +31,12 @@ def _fresh_stores():
 
 
 @pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that is away is not waited for."""
+    monkeypatch.setattr(run_module, "_PATIENCE_SECONDS", 0)
+
+
+@pytest.fixture
 def target(settings: Any) -> Callable[..., None]:
     def use(name: str = "tests.fakes.build_scripted", **more: Any) -> None:
         settings.INVOCATIONS = {"default": {"TARGET": name, **more}}
@@ -334,6 +340,7 @@ def _writes_the_session(sql: str) -> bool:
     return sql.startswith("UPDATE") and "sessionrecord" in sql and "message_count" in sql
 
 
+@pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("fails", [_writes_the_session, _writes_messages, _writes_the_answer])
 async def test_a_commit_that_fails_rolls_everything_back(async_client, target, fails):
     target()
@@ -368,8 +375,9 @@ async def fails_before_the_run(client: Any) -> None:
     await assert_nothing_is_left()
 
 
+@pytest.mark.usefixtures("_impatient")
 async def test_a_database_that_is_gone_at_commit_leaves_a_claim_that_expires(async_client, target):
-    target()
+    target(ON_BUSY_SESSION="reject")
     await committed(async_client)
     before = await kept()
     fakes.script(["lost", fakes.gate()], ["next"])
@@ -383,11 +391,14 @@ async def test_a_database_that_is_gone_at_commit_leaves_a_claim_that_expires(asy
     assert live_runs() == frozenset()
     assert [row["status"] for row in await table(InvocationRecord)] == ["succeeded", "running"]
     assert (await post(async_client, BODY)).json() == {"error": "the session is busy"}
-    await database.run(lambda: SessionRecord.objects.update(claim_expires_at=timezone.now()))
+    now = timezone.now()
+    await database.run(lambda: SessionRecord.objects.update(claim_expires_at=now))
+    await database.run(lambda: InvocationRecord.objects.filter(status="running").update(lease_expires_at=now))
     await goes_on(async_client)
     assert [row["status"] for row in await table(InvocationRecord)] == ["succeeded", "interrupted", "succeeded"]
 
 
+@pytest.mark.usefixtures("_impatient")
 async def test_a_stream_whose_database_is_gone_at_commit_ends_with_an_error(async_client, target):
     target()
     fakes.script(["lost", fakes.gate()])
@@ -398,6 +409,51 @@ async def test_a_stream_whose_database_is_gone_at_commit_ends_with_an_error(asyn
         assert await turn == f"data: lost\n\nevent: error\ndata: {FAILED}\n\n".encode()
     assert live_runs() == frozenset()
     assert await table(MessageRecord) == []
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_a_database_that_is_back_soon_after_loses_nothing(async_client, target, is_streamed):
+    target()
+    fakes.script(["kept", fakes.gate()])
+    turn = asyncio.create_task((stream if is_streamed else post)(async_client, BODY))
+    await fakes.gate().wait_reached()
+    tries = []
+
+    def fails(sql: str) -> bool:
+        if _writes_the_answer(sql):
+            tries.append(sql)
+        return _writes_the_answer(sql) and len(tries) < 3
+
+    with failing_statements(fails):
+        fakes.gate().open()
+        answer = await turn
+    assert (answer if is_streamed else answer.content) == (
+        b"data: kept\n\ndata: [DONE]\n\n" if is_streamed else b'{"response":"kept","session_id":"s1"}'
+    )
+    assert len(tries) == 3
+    assert [row["status"] for row in await table(InvocationRecord)] == ["succeeded"]
+    assert [(row["version"], row["message_count"]) for row in await table(SessionRecord)] == [(1, 2)]
+    assert len(await table(MessageRecord)) == 2
+    await assert_nothing_is_left()
+
+
+async def test_a_failure_is_recorded_when_the_database_is_back(async_client, target):
+    target()
+    await committed(async_client)
+    before = await kept()
+    fakes.script(["hel", RuntimeError(SECRET)])
+    refused = []
+
+    def fails(sql: str) -> bool:
+        ends = sql.startswith("UPDATE") and "invocationrecord" in sql and "error_code" in sql
+        if ends:
+            refused.append(sql)
+        return ends and len(refused) < 2
+
+    with failing_statements(fails):
+        assert (await post(async_client, BODY)).json() == {"error": FAILED}
+    assert len(refused) == 2
+    await is_left_as(before)
 
 
 # What is said of an exception
@@ -462,6 +518,7 @@ _HEADERS = {
 }
 
 
+@pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("is_streamed", [False, True])
 @pytest.mark.parametrize(
     "failing",
