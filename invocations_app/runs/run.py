@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any
 
 from asgiref.sync import ThreadSensitiveContext
@@ -399,7 +400,7 @@ class Run:
             logger.error("Cleaning up after invocation %s failed.", self.correlation_id, exc_info=cause)
             return
         self._over = True
-        if error.status >= 500:
+        if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
             logger.error("Invocation %s failed: %s.", self.correlation_id, error.code, exc_info=cause)
         else:
             logger.info("Invocation %s ended: %s.", self.correlation_id, error.code)

@@ -62,7 +62,7 @@ def check(
     if replies is not None:
         check_replies(requests, replies, check_reply)
     elif opened:
-        asked_by = InvocationRecord.objects.using(using).filter(pk=opened[0].invocation_id)
+        asked_by = InvocationRecord.objects.using(using).filter(pk__in=[opened[0].invocation_id or 0])
         invocation_id = asked_by.values_list("invocation_id", flat=True).first()
         raise AwaitingResponses(invocation_id or "", [request.data for request in requests])
 
