@@ -103,6 +103,9 @@ class Follower:
         pk: Primary key of the invocation's record.
         after: Number of the last event that the reader has.
         trimmed: Makes what a reader gets whose next event is gone from the log, or never was.
+
+    Attributes:
+        is_gone: Whether the record went while it was followed: the turn waited in vain.
     """
 
     def __init__(self, pk: int, after: int, trimmed: Callable[[StoredInvocation], list[bytes]]) -> None:
@@ -111,6 +114,7 @@ class Follower:
         self._trimmed = trimmed
         self._poll = Poll(pk)
         self._over = False
+        self.is_gone = False
 
     async def next(self) -> list[tuple[int, bytes]]:
         """Wait for events; return those that are ready with their numbers, empty at the end.
@@ -148,7 +152,7 @@ class Follower:
         # The record first: when it says that the run has ended, the log is complete.
         stored = await invocations.read(self._pk)
         if stored is None:
-            self._over = True
+            self._over = self.is_gone = True
             return []
         if not stored.has_ended:
             logged = await event_log.read(self._pk, self._position)
