@@ -28,7 +28,7 @@ logger = logging.getLogger("invocations_app.runs")
 Publish = Callable[[Event], Awaitable[None]]
 
 # An agent whose stream never waits would keep the loop to itself.
-_BREATH_SECONDS = 0.005
+_BREATH_SECONDS = 0.001
 _CLOSE_SECONDS = 10
 
 
