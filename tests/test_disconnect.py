@@ -21,7 +21,7 @@ from invocations_app.models import InvocationRecord, SessionRecord
 from invocations_app.runs import run as engine
 from invocations_app.storage import turns
 from tests import fakes
-from tests.server import Wire, wait_until
+from tests.server import Wire, every_loop, wait_until
 
 SYNC = "tests.sync_middleware.SyncOnlyMiddleware"
 OURS = "invocations_app.middleware.IsolationKeysMiddleware"
@@ -197,6 +197,7 @@ def test_leaving_before_the_first_piece(
     assert_ended(wire, mode, "pong")
 
 
+@every_loop
 @both_modes
 @pytest.mark.usefixtures("middleware")
 def test_leaving_between_two_pieces(wire: Wire, endpoint: Callable[..., None], mode: str) -> None:
@@ -209,6 +210,7 @@ def test_leaving_between_two_pieces(wire: Wire, endpoint: Callable[..., None], m
     assert_ended(wire, mode, "ping")
 
 
+@every_loop
 @both_modes
 @pytest.mark.usefixtures("middleware")
 def test_leaving_while_the_server_waits_in_send(wire: Wire, endpoint: Callable[..., None], mode: str) -> None:
@@ -309,6 +311,7 @@ def test_leaving_is_no_error_in_the_log(
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+@every_loop
 @both_modes
 def test_many_leave_at_once(wire: Wire, endpoint: Callable[..., None], mode: str) -> None:
     endpoint(mode)
