@@ -29,8 +29,9 @@ logger = logging.getLogger("invocations_app.runs")
 
 Publish = Callable[[Event], Awaitable[None]]
 
-# An agent whose stream never waits would keep the loop to itself.
-_BREATH_SECONDS = 0.005
+# An agent whose stream never waits would keep the loop to itself. Twice the interpreter's switch interval: threads
+# that are woken more often than that, each time too late, never ask for the interpreter and starve.
+_BREATH_SECONDS = 0.01
 _CLOSE_SECONDS = 10
 
 
