@@ -32,11 +32,13 @@ from invocations_app.exceptions import (
     AwaitingResponses,
     InvocationError,
     InvocationIdReused,
+    Overloaded,
     ResponsesMismatch,
     RunCancelled,
     RunInterrupted,
     RunTimedOut,
     SessionRequired,
+    ShuttingDown,
     StorageUnavailable,
     StreamsNeedAsgi,
     TargetFailed,
@@ -61,6 +63,8 @@ logger = logging.getLogger("invocations_app.runs")
 
 # How long a turn is kept that cannot be written because the database is away.
 _PATIENCE_SECONDS = 20
+# What says no more than that a caller came at a bad time, or to the wrong server: nothing to look into.
+_REFUSALS = (Overloaded, ShuttingDown, StreamsNeedAsgi)
 # How often a run whose last reader here has left looks for readers elsewhere.
 _JOINED_POLL_SECONDS = 1
 
@@ -400,7 +404,7 @@ class Run:
             logger.error("Cleaning up after invocation %s failed.", self.correlation_id, exc_info=cause)
             return
         self._over = True
-        if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, _REFUSALS):
             logger.error("Invocation %s failed: %s.", self.correlation_id, error.code, exc_info=cause)
         else:
             logger.info("Invocation %s ended: %s.", self.correlation_id, error.code)
