@@ -68,11 +68,14 @@ class ParsedRequest:
         invocation: The invocation as the caller asked for it.
         fingerprint: SHA-256, 64 hexadecimal digits; see `fingerprint`.
         id_given: Whether the id is the caller's (a replay is possible).
+        generated_session_id: The session id where it is one of ours; a session mode that requires
+            one is not satisfied by it.
     """
 
     invocation: Invocation
     fingerprint: str
     id_given: bool
+    generated_session_id: str | None = None
 
 
 def is_well_formed_id(value: str) -> bool:

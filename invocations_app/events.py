@@ -18,18 +18,50 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """An output of a workflow: a JSON value and the executor it came from."""
+    """An output of a workflow.
+
+    Attributes:
+        data: The output, as a JSON value.
+        executor_id: The executor it came from.
+        text: Its text, for a dialect that shows text only.
+    """
 
     data: Any
     executor_id: str
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
-    """A request that a person must answer; `data` is the object of the contract."""
+    """A request that a person must answer.
+
+    Attributes:
+        request_id: Id of the request.
+        data: The object of the contract: ``request_id``, ``type`` and what goes with the type.
+        source_executor_id: The executor of a workflow it came from; None for that of an agent.
+    """
 
     request_id: str
     data: Mapping[str, Any]
+    source_executor_id: str | None = None
+
+
+def workflow_frame(event: Output | RequestInfo) -> dict[str, Any]:
+    """Return what `Answer.frames` holds of an event, and the platform dialect sends of it.
+
+    Args:
+        event: An output or request of a workflow.
+    """
+    if isinstance(event, Output):
+        return {"type": "output", "data": event.data, "executor_id": event.executor_id}
+    # An approval is told by the whole object, a request of the workflow's own by its data.
+    data = event.data["data"] if event.data["type"] == "request_info" else dict(event.data)
+    return {
+        "type": "request_info",
+        "data": data,
+        "request_id": event.request_id,
+        "source_executor_id": event.source_executor_id,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +79,8 @@ class Answer:
         text: The answer's text, after hooks.
         session_id: The session id in force, as given; None when there is none.
         pending: What a person must answer before the session goes on.
-        frames: The outputs and requests of a workflow, in order.
+        frames: The outputs and requests of a workflow, in order, each as `workflow_frame` makes it;
+            None for an agent's answer.
         usage: The framework's usage details, or None.
     """
 

@@ -6,7 +6,8 @@ status of the HTTP answer. Turning it into bytes is left to the dialects.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 
 class InvocationError(Exception):
@@ -105,6 +106,32 @@ class SessionBusy(InvocationError):
     default_status = 409
 
 
+class ResponsesMismatch(InvocationError):
+    """The responses do not answer exactly what is pending, or nothing is; each dialect has its own answer."""
+
+    code = "invalid_workflow_turn"
+    default_text = "'responses' must answer exactly the pending requests"
+    default_status = 422
+
+
+class AwaitingResponses(InvocationError):
+    """New input came while requests are pending; each dialect has its own answer.
+
+    Args:
+        invocation_id: Id of the invocation that left them pending.
+        pending: The pending requests, as the contract's objects.
+    """
+
+    code = "invalid_workflow_turn"
+    default_text = "the session awaits responses"
+    default_status = 409
+
+    def __init__(self, invocation_id: str, pending: Sequence[Mapping[str, Any]]) -> None:
+        self.invocation_id = invocation_id
+        self.pending = tuple(pending)
+        super().__init__()
+
+
 class Overloaded(InvocationError):
     """The process has as many runs as it may have."""
 
@@ -163,6 +190,28 @@ class TargetFailed(InvocationError):
     """The target, a hook or the commit failed; the cause is chained."""
 
 
+class WorkflowFailed(InvocationError):
+    """A workflow, or the commit of its turn, failed; the cause is chained."""
+
+    code = "workflow_invocation_failed"
+    default_text = "Workflow invocation failed."
+
+
+class InvalidWorkflowOutput(InvocationError):
+    """An output of a workflow is no JSON; the text names its type."""
+
+    code = "invalid_workflow_output"
+    default_text = "A workflow output is not JSON."
+
+
+class InvalidCheckpoint(InvocationError):
+    """The stored checkpoint is of another graph, or has work in flight."""
+
+    code = "invalid_checkpoint"
+    default_text = "the stored workflow state cannot be used"
+    default_status = 409
+
+
 class StoredStateUnreadable(InvocationError):
     """The session's stored state cannot be read; the row is left as it is."""
 
@@ -212,6 +261,10 @@ class MalformedEventId(InvocationError):
 
 _RECORDED: tuple[type[InvocationError], ...] = (
     TargetFailed,
+    WorkflowFailed,
+    InvalidWorkflowOutput,
+    InvalidCheckpoint,
+    SessionRequired,
     StoredStateUnreadable,
     SessionConflict,
     RunTimedOut,

@@ -41,6 +41,7 @@ class SessionRecord(Scoped):
     session_id = models.CharField(_("session id"), max_length=256)
     opaque_id = models.CharField(_("opaque id"), max_length=64, unique=True, editable=False)
     state = models.TextField(_("state"), blank=True, default="")
+    pending_count = models.PositiveIntegerField(_("pending requests"), default=0)
     message_count = models.PositiveIntegerField(_("messages"), default=0)
     version = models.PositiveBigIntegerField(_("version"), default=0)
     claim_number = models.PositiveBigIntegerField(_("claim number"), default=0)
@@ -189,3 +190,85 @@ class EventRecord(models.Model):
 
     def __str__(self) -> str:
         return f"{self.first}-{self.last}"
+
+
+class PendingRecord(models.Model):
+    """A request that a turn left pending, and how it was answered or closed."""
+
+    session_record = models.ForeignKey(
+        SessionRecord,
+        verbose_name=_("session"),
+        on_delete=models.CASCADE,
+        db_constraint=False,
+        db_index=False,
+        related_name="pending",
+    )
+    invocation = models.ForeignKey(
+        InvocationRecord,
+        verbose_name=_("asked by"),
+        null=True,
+        on_delete=models.SET_NULL,
+        db_constraint=False,
+        related_name="pending",
+    )
+    position = models.PositiveIntegerField(_("position"))
+    request_id = models.TextField(_("request id"))
+    kind = models.CharField(_("kind"), max_length=16)
+    data = models.TextField(_("request"))
+    payload = models.TextField(_("framework's request"))
+    reply = models.TextField(_("reply"), blank=True, default="")
+    answered_by = models.ForeignKey(
+        InvocationRecord,
+        verbose_name=_("answered by"),
+        null=True,
+        on_delete=models.SET_NULL,
+        db_constraint=False,
+        db_index=False,
+        related_name="+",
+    )
+    created_at = models.DateTimeField(_("created"))
+    closed_at = models.DateTimeField(_("closed"), null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("pending request")
+        verbose_name_plural = _("pending requests")
+        indexes = [models.Index(fields=["session_record", "closed_at"], name="invocations_pending_open")]
+
+    def __str__(self) -> str:
+        return self.request_id
+
+
+class CheckpointRecord(models.Model):
+    """A checkpoint of a workflow, as a turn of its session left it."""
+
+    session_record = models.ForeignKey(
+        SessionRecord,
+        verbose_name=_("session"),
+        on_delete=models.CASCADE,
+        db_constraint=False,
+        db_index=False,
+        related_name="checkpoints",
+    )
+    invocation = models.ForeignKey(
+        InvocationRecord,
+        verbose_name=_("invocation"),
+        null=True,
+        on_delete=models.SET_NULL,
+        db_constraint=False,
+        db_index=False,
+        related_name="+",
+    )
+    workflow_name = models.CharField(_("workflow"), max_length=255)
+    checkpoint_id = models.CharField(_("checkpoint id"), max_length=64)
+    payload = models.TextField(_("checkpoint"))
+    created_at = models.DateTimeField(_("created"))
+
+    class Meta:
+        verbose_name = _("checkpoint")
+        verbose_name_plural = _("checkpoints")
+        constraints = [
+            models.UniqueConstraint(fields=["session_record", "checkpoint_id"], name="invocations_checkpoint_id")
+        ]
+
+    def __str__(self) -> str:
+        return self.checkpoint_id

@@ -27,10 +27,13 @@ def _non_atomic(view: Callable[..., Any]) -> Callable[..., Any]:
 def _endpoint_urls(endpoint: EndpointSettings) -> list[URLPattern]:
     alias, base = endpoint.alias, endpoint.path
     invoke = _non_atomic(InvokeView.as_view(alias=alias, dialect_name="channel"))
+    platform = _non_atomic(InvokeView.as_view(alias=alias, dialect_name="platform"))
     one = f"{base}/<str:invocation_id>"
     return [
         path(f"{base}/invoke", invoke, name=f"{alias}-invoke"),
         path(f"{base}/invoke/", invoke),
+        path(base, platform, name=f"{alias}-platform"),
+        path(f"{base}/", platform),
         path(one, _non_atomic(InvocationView.as_view(alias=alias)), name=f"{alias}-invocation"),
         path(f"{one}/events", _non_atomic(EventsView.as_view(alias=alias)), name=f"{alias}-events"),
         path(f"{one}/cancel", _non_atomic(CancelView.as_view(alias=alias)), name=f"{alias}-cancel"),

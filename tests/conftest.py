@@ -47,14 +47,14 @@ def site_servers() -> Iterator[dict[str, SiteServer]]:
         server.stop()
 
 
-@pytest.fixture(params=["uvloop", "asyncio", "raw"])
+@pytest.fixture(params=["uvloop", "raw"])
 def wire(
     request: pytest.FixtureRequest,
     transactional_db: None,
     site_servers: dict[str, SiteServer],
     caplog: pytest.LogCaptureFixture,
 ) -> Iterator[Wire]:
-    """A way to the site: uvicorn on a socket with either loop, or raw ASGI; nothing may be left running."""
+    """A way to the site: uvicorn on a socket, or raw ASGI; nothing may be left running. See `server.every_loop`."""
     kind = "uvloop" if request.param == "raw" else request.param
     if kind not in site_servers:
         site_servers[kind] = SiteServer(kind)

@@ -26,6 +26,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, MutableMappi
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+import pytest
 import uvicorn
 import uvloop
 from django.core.handlers.asgi import ASGIHandler
@@ -42,6 +43,9 @@ _LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "uvloop": uvloop.new_event_loop,
     "asyncio": asyncio.new_event_loop,
 }
+
+#: For tests that could go another way with asyncio's own loop and its transports.
+every_loop = pytest.mark.parametrize("wire", ["uvloop", "asyncio", "raw"], indirect=True)
 
 
 def wait_until(condition: Callable[[], Any], what: str = "the condition", seconds: float = WAIT_SECONDS) -> None:
@@ -121,7 +125,7 @@ class SiteServer:
         """Run a coroutine in the server's loop and return what it returns."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(WAIT_SECONDS)
 
-    def wait_blocked(self, seconds: float = 0.1) -> None:
+    def wait_blocked(self, seconds: float = 0.07) -> None:
         """Wait until a send has waited for a while."""
         wait_until(lambda: any(time.monotonic() - since > seconds for since in list(self.sending.values())), "a block")
 

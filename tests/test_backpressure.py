@@ -17,7 +17,7 @@ from invocations_app.models import InvocationRecord, SessionRecord
 from invocations_app.runs.host import live_runs
 from invocations_app.runs.tape import CHUNK_BYTES, HIGH_WATER
 from tests import fakes
-from tests.server import AsgiCall, Call, Wire, wait_until
+from tests.server import AsgiCall, Call, Wire, every_loop, wait_until
 
 STREAMED = {"message": "hi", "stream": True, "session_id": "s1"}
 PIECE = "x" * 8192
@@ -46,6 +46,7 @@ def start(wire: Wire, settings: Settings) -> Callable[..., Call]:
     return start
 
 
+@every_loop
 def test_reader_who_does_not_read_slows_the_agent_down(wire: Wire, start: Callable[..., Call]) -> None:
     call = start()
     wire.server.wait_blocked(0.15)
@@ -62,22 +63,23 @@ def test_reader_who_does_not_read_slows_the_agent_down(wire: Wire, start: Callab
 
 
 def test_reader_who_reads_slowly_gets_everything(wire: Wire, start: Callable[..., Call]) -> None:
-    call = start(READER_STALL_SECONDS=1)
+    call = start(READER_STALL_SECONDS=0.7)
     if isinstance(call, AsgiCall):
         # Each message is taken, but late.
         for _ in range(4):
-            time.sleep(0.3)
+            time.sleep(0.2)
             call.release()
             call.hold()
         call.release()
     else:
         for _ in range(12):
-            time.sleep(0.1)
+            time.sleep(0.06)
             assert [call.event(), call.event()] == [WHOLE, WHOLE]
     assert call.rest().endswith(WHOLE * (MANY - 24) + b"data: [DONE]\n\n")
     assert call.complete
 
 
+@every_loop
 @pytest.mark.parametrize(("mode", "status"), [("continue", "succeeded"), ("cancel", "cancelled")])
 def test_reader_who_takes_nothing_counts_as_having_left(
     wire: Wire, start: Callable[..., Call], mode: str, status: str

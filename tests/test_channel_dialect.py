@@ -481,7 +481,7 @@ def test_any_other_broken_rule_is_422_and_names_field_and_rule(fields: dict[str,
 
 @pytest.mark.parametrize(
     ("responses", "rule"),
-    [({}, "is not supported"), ({"id": True}, "is not supported"), ([], "must be an object"), (1, "must be an object")],
+    [([], "must be an object"), (1, "must be an object")],
 )
 def test_responses_are_422(responses: Any, rule: str) -> None:
     assert refusal({"responses": responses}) == (422, f'{{"error":"\'responses\' {rule}"}}'.encode())

@@ -76,7 +76,10 @@ def test_e002_wrong_settings_are_errors_with_the_words_of_conf():
     with override_settings(INVOCATIONS_HOST={"X": 1}):
         assert checks.check_settings() == [
             Error(
-                "INVOCATIONS_HOST has an unknown key 'X'.", hint="Known keys: REQUIRE_TARGETS.", id="invocations.E002"
+                "INVOCATIONS_HOST has an unknown key 'X'.",
+                hint="Known keys: BACKGROUND_TASKS_BACKEND, EVENT_FLUSH_MILLISECONDS, EVENT_TTL_SECONDS, "
+                "INVOCATION_TTL_SECONDS, LEASE_SECONDS, MAX_CONCURRENT_RUNS, REQUIRE_TARGETS, SESSION_TTL_SECONDS.",
+                id="invocations.E002",
             )
         ]
 

@@ -53,6 +53,8 @@ def test_every_default_is_as_documented():
         "keepalive_seconds": 15,
         "run_timeout_seconds": 600,
         "on_disconnect": "continue",
+        "on_busy_session": "wait",
+        "session_wait_seconds": 30,
         "reader_stall_seconds": 30,
         "unsupported_options": "warn",
         "authentication_classes": None,
@@ -60,7 +62,16 @@ def test_every_default_is_as_documented():
         "throttle_classes": None,
     }
     assert conf.get_problems() == ()
-    assert conf.get_host().require_targets is True
+    assert conf.get_host() == conf.HostSettings(
+        require_targets=True,
+        max_concurrent_runs=1000,
+        lease_seconds=15,
+        event_flush_milliseconds=250,
+        event_ttl_seconds=86_400,
+        session_ttl_seconds=None,
+        invocation_ttl_seconds=2_592_000,
+        background_tasks_backend=None,
+    )
 
 
 def test_every_key_is_read():
@@ -81,6 +92,8 @@ def test_every_key_is_read():
         "KEEPALIVE_SECONDS": 0,
         "RUN_TIMEOUT_SECONDS": 1.5,
         "ON_DISCONNECT": "cancel",
+        "ON_BUSY_SESSION": "reject",
+        "SESSION_WAIT_SECONDS": 0,
         "READER_STALL_SECONDS": 5,
         "UNSUPPORTED_OPTIONS": "error",
         "AUTHENTICATION_CLASSES": [],
@@ -100,6 +113,23 @@ def test_every_key_is_read():
         "THROTTLE_CLASSES": (dict,),
     }
     assert hash(endpoint) == hash(endpoint)
+
+
+def test_every_key_of_the_process_is_read():
+    host = {
+        "REQUIRE_TARGETS": False,
+        "MAX_CONCURRENT_RUNS": 1,
+        "LEASE_SECONDS": 1.5,
+        "EVENT_FLUSH_MILLISECONDS": 1,
+        "EVENT_TTL_SECONDS": None,
+        "SESSION_TTL_SECONDS": 60,
+        "INVOCATION_TTL_SECONDS": None,
+        "BACKGROUND_TASKS_BACKEND": "default",
+    }
+    with override_settings(INVOCATIONS_HOST=host):
+        assert conf.get_problems() == ()
+        assert {key: getattr(conf.get_host(), key.lower()) for key in host} == host
+    assert {name.upper() for name in conf.HostSettings.__dataclass_fields__} == set(host)
 
 
 @pytest.mark.parametrize("value", [None, [], "default", {}])
@@ -182,6 +212,9 @@ def test_unknown_keys_are_named_with_the_known_ones():
         ("RUN_TIMEOUT_SECONDS", float("nan"), "Write a number of seconds, 0.001 or more."),
         ("RUN_TIMEOUT_SECONDS", float("inf"), "Write a number of seconds, 0.001 or more."),
         ("ON_DISCONNECT", "stop", "Write one of 'continue', 'cancel'."),
+        ("ON_BUSY_SESSION", "queue", "Write one of 'wait', 'reject'."),
+        ("SESSION_WAIT_SECONDS", -1, "Write a number of seconds, 0 or more."),
+        ("SESSION_WAIT_SECONDS", None, "Write a number of seconds, 0 or more."),
         ("READER_STALL_SECONDS", "30", "Write a number of seconds, 0.001 or more."),
         ("UNSUPPORTED_OPTIONS", "ignore", "Write one of 'warn', 'error'."),
         ("AUTHENTICATION_CLASSES", "a.B", CLASSES),
@@ -192,6 +225,28 @@ def test_unknown_keys_are_named_with_the_known_ones():
 def test_a_value_that_a_key_cannot_have(key, value, hint):
     assert problems({"x": {"TARGET": "a.b", key: value}}) == [
         ("invocations.E003", f"INVOCATIONS['x'][{key!r}] has a value that it cannot have.", hint)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "hint"),
+    [
+        ("REQUIRE_TARGETS", None, TRUTH),
+        ("MAX_CONCURRENT_RUNS", 0, "Write a whole number of runs, 1 or more."),
+        ("MAX_CONCURRENT_RUNS", 1.5, "Write a whole number of runs, 1 or more."),
+        ("LEASE_SECONDS", 0.5, "Write a number of seconds, 1 or more."),
+        ("LEASE_SECONDS", None, "Write a number of seconds, 1 or more."),
+        ("EVENT_FLUSH_MILLISECONDS", 0, "Write a number of milliseconds, 1 or more."),
+        ("EVENT_TTL_SECONDS", 0, "Write a number of seconds, 1 or more, or None."),
+        ("SESSION_TTL_SECONDS", "1", "Write a number of seconds, 1 or more, or None."),
+        ("INVOCATION_TTL_SECONDS", False, "Write a number of seconds, 1 or more, or None."),
+        ("BACKGROUND_TASKS_BACKEND", "", "Write an alias of TASKS, or None."),
+        ("BACKGROUND_TASKS_BACKEND", 1, "Write an alias of TASKS, or None."),
+    ],
+)
+def test_a_value_that_a_key_of_the_process_cannot_have(key, value, hint):
+    assert problems({"x": {"TARGET": "a.b"}}, {key: value}) == [
+        ("invocations.E003", f"INVOCATIONS_HOST[{key!r}] has a value that it cannot have.", hint)
     ]
 
 

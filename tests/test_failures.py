@@ -31,6 +31,12 @@ def _fresh_stores():
 
 
 @pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that is away is not waited for."""
+    monkeypatch.setattr(run_module, "_PATIENCE_SECONDS", 0)
+
+
+@pytest.fixture
 def target(settings: Any) -> Callable[..., None]:
     def use(name: str = "tests.fakes.build_scripted", **more: Any) -> None:
         settings.INVOCATIONS = {"default": {"TARGET": name, **more}}
@@ -45,17 +51,26 @@ async def kept() -> tuple[list[Any], list[Any]]:
     return rows, await table(MessageRecord)
 
 
+def still_running() -> list[str]:
+    """Return what a run may have left running: itself, its tasks, its thread."""
+    tasks = {task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+    threads = {thread.name for thread in threading.enumerate() if thread.name.startswith("invocations-run")}
+    return [
+        *(run.correlation_id for run in live_runs()),
+        *(name for name in tasks if not name.startswith("invocations target")),
+        *threads,
+    ]
+
+
 async def assert_nothing_is_left() -> None:
-    """Nothing runs, no claim is held, no reader is waited for."""
-    for _ in range(100):
-        if not live_runs():
+    """Nothing runs, and no claim is held."""
+    # A thread that was told to end takes a moment to do so.
+    for _ in range(200):
+        if not still_running():
             break
         await asyncio.sleep(0.01)
-    assert live_runs() == frozenset()
-    assert [row["claimed_by"] for row in await table(SessionRecord)] == [None] * len(await table(SessionRecord))
-    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    assert [task for task in others if not task.get_name().startswith("invocations target")] == []
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("invocations-run")]
+    assert still_running() == []
+    assert all(row["claimed_by"] is None for row in await table(SessionRecord))
 
 
 async def committed(client: Any) -> None:
@@ -334,6 +349,7 @@ def _writes_the_session(sql: str) -> bool:
     return sql.startswith("UPDATE") and "sessionrecord" in sql and "message_count" in sql
 
 
+@pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("fails", [_writes_the_session, _writes_messages, _writes_the_answer])
 async def test_a_commit_that_fails_rolls_everything_back(async_client, target, fails):
     target()
@@ -368,8 +384,9 @@ async def fails_before_the_run(client: Any) -> None:
     await assert_nothing_is_left()
 
 
+@pytest.mark.usefixtures("_impatient")
 async def test_a_database_that_is_gone_at_commit_leaves_a_claim_that_expires(async_client, target):
-    target()
+    target(ON_BUSY_SESSION="reject")
     await committed(async_client)
     before = await kept()
     fakes.script(["lost", fakes.gate()], ["next"])
@@ -383,11 +400,14 @@ async def test_a_database_that_is_gone_at_commit_leaves_a_claim_that_expires(asy
     assert live_runs() == frozenset()
     assert [row["status"] for row in await table(InvocationRecord)] == ["succeeded", "running"]
     assert (await post(async_client, BODY)).json() == {"error": "the session is busy"}
-    await database.run(lambda: SessionRecord.objects.update(claim_expires_at=timezone.now()))
+    now = timezone.now()
+    await database.run(lambda: SessionRecord.objects.update(claim_expires_at=now))
+    await database.run(lambda: InvocationRecord.objects.filter(status="running").update(lease_expires_at=now))
     await goes_on(async_client)
     assert [row["status"] for row in await table(InvocationRecord)] == ["succeeded", "interrupted", "succeeded"]
 
 
+@pytest.mark.usefixtures("_impatient")
 async def test_a_stream_whose_database_is_gone_at_commit_ends_with_an_error(async_client, target):
     target()
     fakes.script(["lost", fakes.gate()])
@@ -398,6 +418,51 @@ async def test_a_stream_whose_database_is_gone_at_commit_ends_with_an_error(asyn
         assert await turn == f"data: lost\n\nevent: error\ndata: {FAILED}\n\n".encode()
     assert live_runs() == frozenset()
     assert await table(MessageRecord) == []
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_a_database_that_is_back_soon_after_loses_nothing(async_client, target, is_streamed):
+    target()
+    fakes.script(["kept", fakes.gate()])
+    turn = asyncio.create_task((stream if is_streamed else post)(async_client, BODY))
+    await fakes.gate().wait_reached()
+    tries = []
+
+    def fails(sql: str) -> bool:
+        if _writes_the_answer(sql):
+            tries.append(sql)
+        return _writes_the_answer(sql) and len(tries) < 3
+
+    with failing_statements(fails):
+        fakes.gate().open()
+        answer = await turn
+    assert (answer if is_streamed else answer.content) == (
+        b"data: kept\n\ndata: [DONE]\n\n" if is_streamed else b'{"response":"kept","session_id":"s1"}'
+    )
+    assert len(tries) == 3
+    assert [row["status"] for row in await table(InvocationRecord)] == ["succeeded"]
+    assert [(row["version"], row["message_count"]) for row in await table(SessionRecord)] == [(1, 2)]
+    assert len(await table(MessageRecord)) == 2
+    await assert_nothing_is_left()
+
+
+async def test_a_failure_is_recorded_when_the_database_is_back(async_client, target):
+    target()
+    await committed(async_client)
+    before = await kept()
+    fakes.script(["hel", RuntimeError(SECRET)])
+    refused = []
+
+    def fails(sql: str) -> bool:
+        ends = sql.startswith("UPDATE") and "invocationrecord" in sql and "error_code" in sql
+        if ends:
+            refused.append(sql)
+        return ends and len(refused) < 2
+
+    with failing_statements(fails):
+        assert (await post(async_client, BODY)).json() == {"error": FAILED}
+    assert len(refused) == 2
+    await is_left_as(before)
 
 
 # What is said of an exception
@@ -462,6 +527,7 @@ _HEADERS = {
 }
 
 
+@pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("is_streamed", [False, True])
 @pytest.mark.parametrize(
     "failing",

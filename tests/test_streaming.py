@@ -18,7 +18,7 @@ from invocations_app.models import InvocationRecord, SessionRecord
 from invocations_app.storage import endings
 from tests import fakes
 from tests.frames import read_events, read_text
-from tests.server import SocketCall, Wire, server_process
+from tests.server import SocketCall, Wire, every_loop, server_process
 
 ONE = {"message": "hi", "stream": True}
 PLAIN = {"message": "hi"}
@@ -42,6 +42,7 @@ def the_record() -> InvocationRecord:
 # What a stream is
 
 
+@every_loop
 def test_stream_is_one_event_a_piece_and_the_terminator(wire: Wire) -> None:
     fakes.script(["hel", "lo"])
     call = wire.post(ONE).head()
@@ -77,6 +78,7 @@ def test_gzip_middleware_does_not_hold_events_back(wire: Wire, settings: Setting
     assert call.complete
 
 
+@every_loop
 def test_first_piece_arrives_before_the_second_is_produced(wire: Wire) -> None:
     fakes.script(["first", fakes.gate(), lambda: fakes.notes.append("second"), "second"])
     call = wire.post(ONE)
@@ -171,6 +173,7 @@ def test_uvicorn_in_a_process_of_its_own_streams(loop: str) -> None:
 # The end
 
 
+@every_loop
 def test_terminator_comes_after_the_commit(wire: Wire) -> None:
     fakes.script(["pong"])
     call = wire.post(IN_SESSION)
@@ -212,6 +215,7 @@ def test_no_plain_answer_while_the_commit_waits(wire: Wire, held_commit: threadi
     assert call.rest() == b'{"response":"pong","session_id":null}'
 
 
+@every_loop
 def test_failure_midway_is_an_error_event_and_no_terminator(wire: Wire) -> None:
     fakes.script(["par", RuntimeError("the model's secret"), "never"])
     call = wire.post(IN_SESSION)
@@ -278,6 +282,7 @@ def test_failure_of_the_commit_is_a_500_without_stream(wire: Wire, monkeypatch: 
 # Silence
 
 
+@every_loop
 def test_silence_sends_comments_and_text_none(wire: Wire, settings: Settings) -> None:
     settings.INVOCATIONS = endpoint(KEEPALIVE_SECONDS=0.05)
     fakes.script(["a", fakes.gate(), "b"])
@@ -310,6 +315,7 @@ def test_no_comments_before_their_time(wire: Wire, settings: Settings, seconds: 
 # The time limit
 
 
+@every_loop
 def test_streamed_run_that_takes_too_long_ends_with_an_error_event(wire: Wire, settings: Settings) -> None:
     settings.INVOCATIONS = endpoint(RUN_TIMEOUT_SECONDS=0.1)
     fakes.script(["a", fakes.gate(), "never"])
@@ -373,6 +379,7 @@ def test_agent_that_never_awaits_can_be_timed_out(wire: Wire, settings: Settings
     assert call.rest() == b"event: error\ndata: the run timed out\n\n"
 
 
+@every_loop
 def test_streams_at_the_same_time_do_not_mix(wire: Wire, settings: Settings) -> None:
     settings.INVOCATIONS = endpoint("tests.fakes.build_echo")
     texts = [f"{number} " * 20 for number in range(12)]

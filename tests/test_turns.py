@@ -1,13 +1,14 @@
-"""Turns: begin, commit and fail; claims that fence; what is refused and what it leaves."""
+"""Turns: begin, commit and fail; leases and claims that fence; what is refused and what it leaves."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import uuid
 from collections.abc import Mapping
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Literal
 
 import pytest
 from agent_framework import AgentSession, Content, Message
@@ -18,7 +19,6 @@ from django.utils import timezone
 from invocations_app.envelope import Invocation
 from invocations_app.events import Answer
 from invocations_app.exceptions import (
-    InvocationIdReused,
     RunCancelled,
     RunInterrupted,
     RunTimedOut,
@@ -28,14 +28,18 @@ from invocations_app.exceptions import (
     TargetFailed,
 )
 from invocations_app.isolation import Scope
-from invocations_app.models import InvocationRecord, MessageRecord, SessionRecord
-from invocations_app.storage import snapshots, turns
-from invocations_app.storage.snapshots import Change, History
+from invocations_app.models import EventRecord, InvocationRecord, MessageRecord, SessionRecord
+from invocations_app.storage import endings, snapshots, turns
+from invocations_app.storage.endings import Ending, SessionChange
+from invocations_app.storage.event_log import Batch
+from invocations_app.storage.invocations import StoredInvocation
+from invocations_app.storage.snapshots import History
 from tests.session_fakes import statements
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 SCOPE = Scope("default", "platform:alice", "chat")
+OWNER = "a" * 32
 
 
 def request(
@@ -47,6 +51,9 @@ def request(
     metadata: Mapping[str, Any] | None = None,
     session_mode: Any = "auto",
     stream: bool = False,
+    background: bool = False,
+    owner: str = OWNER,
+    on_busy: Literal["wait", "reject"] = "reject",
 ) -> turns.TurnRequest:
     invocation = Invocation(
         id=invocation_id or uuid.uuid4().hex,
@@ -55,16 +62,27 @@ def request(
         session_id=session_id,
         session_mode=session_mode,
         stream=stream,
+        background=background,
         metadata=metadata or {},
     )
-    return turns.TurnRequest(invocation, scope, None, "f" * 64, uuid.uuid4().hex, lease_seconds)
+    return turns.TurnRequest(invocation, scope, None, "f" * 64, uuid.uuid4().hex, owner, lease_seconds, on_busy)
 
 
-def begin(session_id: str | None = "s1", **kwargs: Any) -> turns.Turn:
+def begin_any(session_id: str | None = "s1", **kwargs: Any) -> turns.Begun:
     return turns._begin(request(session_id, **kwargs))
 
 
-def change_of(turn: turns.Turn, *texts: str) -> Change:
+def begin(session_id: str | None = "s1", **kwargs: Any) -> turns.Turn:
+    turn = begin_any(session_id, **kwargs)
+    assert isinstance(turn, turns.Turn)
+    return turn
+
+
+def ending(turn: turns.Turn | turns.Waiting, *frames: bytes, first_byte_at: datetime | None = None) -> Ending:
+    return Ending(first_byte_at, Batch(turn.record_pk, 1, frames), len(frames))
+
+
+def change_of(turn: turns.Turn, *texts: str) -> SessionChange:
     """Return what appending messages to the turn's session changes."""
     claimed = turn.session
     assert claimed is not None
@@ -74,22 +92,23 @@ def change_of(turn: turns.Turn, *texts: str) -> Change:
         session, history = AgentSession(session_id=claimed.opaque_id), History()
     part = session.state.setdefault("in_memory", {"messages": []})
     part["messages"] = [*part["messages"], *(Message("user", [Content.from_text(text)]) for text in texts)]
-    return snapshots.dump(session, history)
+    return SessionChange(snapshots.dump(session, history))
 
 
 def commit(turn: turns.Turn, *texts: str, answer: Answer | None = None) -> None:
     change = change_of(turn, *texts) if turn.session is not None else None
-    turns._commit(turn, change, answer or Answer("pong", session_id="s1"), timezone.now())
+    answer = answer or Answer("pong", session_id="s1")
+    endings._commit(turn, change, answer, ending(turn, first_byte_at=timezone.now()))
 
 
-def fail(turn: turns.Turn, error: Any) -> None:
-    turns._fail(turn, error, None)
+def fail(turn: turns.Turn | turns.Waiting, error: Any) -> None:
+    endings._fail(turn, error, ending(turn))
 
 
 def rows() -> dict[str, list[dict[str, Any]]]:
     return {
         model.__name__: list(model._default_manager.order_by("pk").values())
-        for model in (SessionRecord, MessageRecord, InvocationRecord)
+        for model in (SessionRecord, MessageRecord, InvocationRecord, EventRecord)
     }
 
 
@@ -111,7 +130,9 @@ def stored_texts() -> list[str]:
 
 
 def expire() -> None:
-    SessionRecord.objects.update(claim_expires_at=timezone.now() - timedelta(seconds=1))
+    past = timezone.now() - timedelta(seconds=1)
+    SessionRecord.objects.update(claim_expires_at=past)
+    InvocationRecord.objects.filter(status__in=["queued", "running"]).update(lease_expires_at=past)
 
 
 # Begin and commit
@@ -130,6 +151,8 @@ def test_begin_records_the_invocation_and_claims_its_session():
     assert (record.key, record.fingerprint, record.dialect) == (SCOPE.key("i1"), "f" * 64, "channel")
     assert (record.stream, record.background, json.loads(record.metadata)) == (True, False, {"k": "é"})
     assert (record.answer, record.error_code, record.finished_at, record.first_byte_at) == ("", "", None, None)
+    assert (record.owner, record.cancel_requested, record.joined_until, record.event_count) == (OWNER, False, None, 0)
+    assert record.claim_number == 1
     assert (session.claimed_by, session.claim_number, session.version, session.state) == (record.pk, 1, 0, "")
     assert turn.session is not None
     assert (turn.session.opaque_id, turn.session.state, turn.session.rows) == (session.opaque_id, "", ())
@@ -138,9 +161,9 @@ def test_begin_records_the_invocation_and_claims_its_session():
 def test_a_claim_expires_on_the_databases_clock():
     before = timezone.now()
     begin(lease_seconds=630)
-    expires = SessionRecord.objects.get().claim_expires_at
-    assert expires is not None
-    assert timedelta(seconds=629) < expires - before < timedelta(seconds=632)
+    for expires in (SessionRecord.objects.get().claim_expires_at, InvocationRecord.objects.get().lease_expires_at):
+        assert expires is not None
+        assert timedelta(seconds=629) < expires - before < timedelta(seconds=632)
 
 
 def test_commit_writes_answer_messages_session_and_record_and_releases_the_claim():
@@ -181,7 +204,7 @@ def test_the_next_turn_gets_what_was_committed():
 def test_without_a_session_there_is_a_record_only(session_id, mode, recorded):
     turn = begin(session_id, session_mode=mode)
     assert turn.session is None
-    turns._commit(turn, None, Answer("pong"), None)
+    endings._commit(turn, None, Answer("pong"), ending(turn))
     assert (record_of(turn).status, record_of(turn).session_id, record_of(turn).session_record_id) == (
         "succeeded",
         recorded,
@@ -199,7 +222,7 @@ def test_an_answer_that_leaves_something_pending_awaits_input():
 
 def test_a_turn_of_another_store_moves_the_version_only():
     turn = begin()
-    turns._commit(turn, None, Answer("pong", session_id="s1"), None)
+    endings._commit(turn, SessionChange(None), Answer("pong", session_id="s1"), ending(turn))
     session = SessionRecord.objects.get()
     assert (session.version, session.state, session.message_count, session.claimed_by) == (1, "", 0, None)
 
@@ -212,12 +235,14 @@ def test_an_uncontended_turn_makes_few_queries():
         turn = begin()
     change = change_of(turn, *map(str, range(30)))
     with CaptureQueriesContext(connection) as committed:
-        turns._commit(turn, change, Answer("pong"), None)
+        endings._commit(turn, change, Answer("pong"), ending(turn, b"data: a\n\n"))
     assert statements(first) == [
         "SELECT invocationrecord",
         "SELECT sessionrecord",
         "INSERT sessionrecord",
         "SELECT sessionrecord",
+        # Whether somebody waits who came before.
+        "SELECT invocationrecord",
         "INSERT invocationrecord",
         "UPDATE sessionrecord",
         "SELECT messagerecord",
@@ -225,18 +250,25 @@ def test_an_uncontended_turn_makes_few_queries():
     assert statements(second) == [
         "SELECT invocationrecord",
         "SELECT sessionrecord",
+        # Whether somebody waits who came before.
+        "SELECT invocationrecord",
         "INSERT invocationrecord",
         "UPDATE sessionrecord",
         "SELECT messagerecord",
     ]
-    assert statements(committed) == ["UPDATE sessionrecord", "INSERT messagerecord", "UPDATE invocationrecord"]
+    assert statements(committed) == [
+        "UPDATE sessionrecord",
+        "INSERT messagerecord",
+        "UPDATE invocationrecord",
+        "INSERT eventrecord",
+    ]
 
 
 def test_a_turn_without_session_makes_fewer():
     with CaptureQueriesContext(connection) as begun:
         turn = begin(None)
     with CaptureQueriesContext(connection) as committed:
-        turns._commit(turn, None, Answer("pong"), None)
+        endings._commit(turn, None, Answer("pong"), ending(turn))
     assert statements(begun) == ["SELECT invocationrecord", "INSERT invocationrecord"]
     assert statements(committed) == ["UPDATE invocationrecord"]
 
@@ -291,13 +323,57 @@ def test_failing_after_the_commit_changes_nothing():
     assert rows() == before
 
 
-def test_committing_twice_changes_nothing():
+def test_committing_again_what_was_committed_changes_nothing():
+    # The confirmation of the first try may have been lost with the connection.
     turn = begin()
     commit(turn, "a")
     before = rows()
-    with pytest.raises(RunInterrupted):
-        commit(turn, "b")
+    commit(turn, "b")
     assert rows() == before
+
+
+def test_committing_what_failed_changes_nothing():
+    turn = begin()
+    fail(turn, TargetFailed())
+    before = rows()
+    with pytest.raises(RunInterrupted):
+        commit(turn, "a")
+    assert rows() == before
+
+
+def test_a_turn_of_another_process_is_neither_committed_nor_failed():
+    turn = begin()
+    other = dataclasses.replace(turn, owner="b" * 32)
+    before = rows()
+    with pytest.raises(RunInterrupted):
+        commit(other, "a")
+    assert rows() == before
+    fail(other, TargetFailed())
+    assert record_of(turn).status == "running"
+
+
+def test_events_are_written_with_the_end():
+    good, bad, empty = begin("s1", stream=True), begin("s2", stream=True), begin("s3", stream=True)
+    pieces = (b"data: a\n\n", b"data: \xc3\xa9\n\n")
+    endings._commit(good, change_of(good), Answer("ae"), ending(good, *pieces))
+    endings._fail(bad, TargetFailed(), Ending(None, Batch(bad.record_pk, 3, pieces[:1]), 3))
+    endings._fail(empty, TargetFailed(), ending(empty))
+    logged = EventRecord.objects.order_by("pk").values_list("invocation_id", "first", "last", "frames")
+    assert [(pk, first, last, json.loads(frames)) for pk, first, last, frames in logged] == [
+        (good.record_pk, 1, 2, ["data: a\n\n", "data: é\n\n"]),
+        (bad.record_pk, 3, 3, ["data: a\n\n"]),
+    ]
+    assert [record_of(turn).event_count for turn in (good, bad, empty)] == [2, 3, 0]
+
+
+def test_events_of_a_turn_that_was_lost_are_not_written():
+    turn = begin(stream=True)
+    expire()
+    begin()
+    with pytest.raises(RunInterrupted):
+        endings._commit(turn, change_of(turn), Answer("a"), ending(turn, b"data: a\n\n"))
+    endings._fail(turn, TargetFailed(), ending(turn, b"data: a\n\n"))
+    assert EventRecord.objects.count() == 0
 
 
 # Busy sessions and claims
@@ -356,12 +432,17 @@ def test_the_claim_number_fences_although_the_version_is_unchanged():
     assert rows() == before
 
 
-def test_an_expired_claim_that_nobody_took_still_commits():
-    turn = begin()
+@pytest.mark.parametrize("session_id", ["s1", None])
+def test_a_lease_that_ran_out_does_not_commit_even_if_nobody_took_it(session_id):
+    turn = begin(session_id)
     expire()
-    commit(turn, "a")
-    assert stored_texts() == ["a"]
-    assert record_of(turn).status == "succeeded"
+    before = rows()
+    with pytest.raises(RunInterrupted):
+        commit(turn, *["a"] if session_id else [])
+    assert rows() == before
+    fail(turn, RunInterrupted())
+    assert record_of(turn).status == "interrupted"
+    assert not SessionRecord.objects.filter(claimed_by__isnull=False).exists()
 
 
 def test_another_writer_in_the_middle_of_a_turn_makes_a_conflict():
@@ -399,14 +480,15 @@ def test_the_lost_session_row_is_an_interruption():
 # Invocation ids
 
 
-def test_an_invocation_id_is_used_once_in_a_scope():
-    commit(begin(invocation_id="i1"), "a")
+def test_an_invocation_id_begins_once_in_a_scope():
+    first = begin(invocation_id="i1")
+    commit(first, "a")
     before = rows()
-    with pytest.raises(InvocationIdReused) as caught:
-        begin(invocation_id="i1")
-    assert (caught.value.text, caught.value.status) == ("this invocation id was used for another request", 422)
+    stored = begin_any(invocation_id="i1")
+    assert isinstance(stored, StoredInvocation)
+    assert (stored.pk, stored.status, stored.fingerprint) == (first.record_pk, "succeeded", "f" * 64)
     assert rows() == before
-    begin(invocation_id="i1", scope=Scope("default", "platform:bob", "chat"))
+    assert begin(invocation_id="i1", scope=Scope("default", "platform:bob", "chat")).record_pk != first.record_pk
 
 
 def test_a_refused_turn_frees_its_invocation_id():
@@ -470,9 +552,11 @@ def test_of_several_begins_of_one_session_exactly_one_wins(is_new):
 
 @pytest.mark.timeout(30)
 def test_of_several_begins_of_one_invocation_exactly_one_wins():
-    outcomes = at_once(6, lambda number: begin(f"s{number}", invocation_id="i1"))
-    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["InvocationIdReused"] * 5 + ["Turn"]
+    outcomes = at_once(6, lambda number: begin_any(f"s{number}", invocation_id="i1"))
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["StoredInvocation"] * 5 + ["Turn"]
     assert InvocationRecord.objects.count() == SessionRecord.objects.count() == 1
+    (pk,) = InvocationRecord.objects.values_list("pk", flat=True)
+    assert {outcome.pk if isinstance(outcome, StoredInvocation) else outcome.record_pk for outcome in outcomes} == {pk}
 
 
 @pytest.mark.timeout(30)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from invocations_app.conf import EndpointSettings
-from invocations_app.dialects import channel
+from invocations_app.dialects import channel, platform
 from invocations_app.envelope import DialectName, Invocation, ParsedRequest
 from invocations_app.events import Answer, Event
 from invocations_app.exceptions import InvocationError
@@ -61,6 +61,10 @@ class Dialect(Protocol):
         """Return a fresh encoder for the events of one run."""
         ...
 
+    def invocations_from_answer(self, answer: Answer) -> list[bytes]:
+        """Return the wire events of a stored answer, but for the last: its text is one piece."""
+        ...
+
     def status_of(self, error: InvocationError) -> int:
         """Return the HTTP status of an error in this dialect."""
         ...
@@ -79,7 +83,7 @@ class Dialect(Protocol):
         ...
 
 
-_DIALECTS: dict[DialectName, Dialect] = {"channel": channel.ChannelDialect()}
+_DIALECTS: dict[DialectName, Dialect] = {"channel": channel.ChannelDialect(), "platform": platform.PlatformDialect()}
 
 
 def get_dialect(name: DialectName) -> Dialect:

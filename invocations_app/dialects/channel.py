@@ -6,28 +6,19 @@ and bytes are those of docs/contract.md.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from invocations_app import sse
 from invocations_app.conf import EndpointSettings
-from invocations_app.dialects import parsing, strict_json
+from invocations_app.dialects import parsing, request, strict_json
 from invocations_app.dialects.parsing import FieldError
-from invocations_app.envelope import (
-    INVOCATION_ID_HEADER,
-    DialectName,
-    Invocation,
-    ParsedRequest,
-    fingerprint,
-    is_well_formed_id,
-)
-from invocations_app.events import Answer, Done, Event, Failed, RequestInfo, TextDelta
-from invocations_app.exceptions import InvocationError, MalformedInvocation
+from invocations_app.envelope import DialectName, Invocation, ParsedRequest, fingerprint
+from invocations_app.events import Answer, Done, Event, Failed, Output, RequestInfo, TextDelta
+from invocations_app.exceptions import AwaitingResponses, InvocationError, MalformedInvocation
 
-_INPUTS = ("message", "input", "responses")
 # In the order in which their rules are checked.
-_FIELDS = (*_INPUTS, "session_id", "stream", "options", "metadata", "background")
+_FIELDS = (*request.INPUTS, "session_id", "stream", "options", "metadata", "background")
 
 _STATUS_BY_CODE = {"unsupported_options": 422}
 
@@ -47,12 +38,12 @@ def _read_object(raw: bytes) -> dict[str, Any]:
 
 def _check_shape(body: Mapping[str, Any]) -> None:
     """Check what is answered ahead of every rule of a single field."""
-    given = [f"'{name}'" for name in _INPUTS if name in body]
+    clash = request.clash_of(body)
+    if clash is not None:
+        raise MalformedInvocation(clash)
     message = body.get("message")
-    if not given or (given == ["'message'"] and (not isinstance(message, str) or not message)):
+    if "input" not in body and "responses" not in body and (not isinstance(message, str) or not message):
         raise MalformedInvocation("missing or empty 'message'")
-    if len(given) > 1:
-        raise MalformedInvocation(f"{', '.join(given[:-1])} and {given[-1]} must not be given together")
     if not isinstance(body.get("session_id", ""), str):
         raise MalformedInvocation("'session_id' must be a string")
 
@@ -63,12 +54,6 @@ def _read_options(body: Mapping[str, Any], allowed: frozenset[str]) -> dict[str,
     if refused:
         raise FieldError("options", f"must not set {', '.join(refused)}")
     return options
-
-
-def _refuse_unsupported(invocation: Invocation) -> None:
-    """Refuse what no run can serve: nothing is left pending that could be answered."""
-    if invocation.responses is not None:
-        raise FieldError("responses", "is not supported")
 
 
 class ChannelDialect:
@@ -96,13 +81,10 @@ class ChannelDialect:
         """
         fields = _read_object(body)
         _check_shape(fields)
-        given_id = headers.get(INVOCATION_ID_HEADER, "")
-        id_given = is_well_formed_id(given_id)
+        invocation_id, id_given = request.invocation_id_of(headers)
         try:
-            if strict_json.may_hold_surrogates(body):
-                parsing.refuse_surrogates(fields, dict.fromkeys((*_FIELDS, *fields)))
-            invocation = self._read_fields(fields, given_id if id_given else str(uuid.uuid4()), endpoint)
-            _refuse_unsupported(invocation)
+            request.refuse_surrogates(body, fields, _FIELDS)
+            invocation = self._read_fields(fields, invocation_id, endpoint)
         except FieldError as error:
             raise MalformedInvocation(str(error)) from None
         digest = fingerprint(endpoint.alias, self.name, invocation.session_id, fields)
@@ -110,12 +92,8 @@ class ChannelDialect:
 
     def _read_fields(self, body: Mapping[str, Any], invocation_id: str, endpoint: EndpointSettings) -> Invocation:
         """Return the invocation; the rules are checked in the order of the contract's table."""
-        messages = None
-        responses = None
-        if "responses" in body:
-            responses = parsing.read_object(body, "responses")
-        else:
-            messages = parsing.read_input(body.get("message", body.get("input")), endpoint.input_media_types)
+        responses = request.read_responses(body)
+        messages = request.read_messages(body, endpoint)
         session_id = body.get("session_id")
         if session_id:
             parsing.check_session_id(session_id)
@@ -162,6 +140,18 @@ class ChannelDialect:
         """Return a fresh encoder for the events of one run."""
         return ChannelStreamEncoder()
 
+    def invocations_from_answer(self, answer: Answer) -> list[bytes]:
+        """Return the wire events of an answer but for the last: the whole text as one piece, pending requests.
+
+        Args:
+            answer: What the run answered.
+        """
+        encoder = self.invocations_from_streaming_run()
+        frames = encoder.encode(TextDelta(answer.text))
+        for pending in answer.pending:
+            frames += encoder.encode(RequestInfo(request_id=str(pending["request_id"]), data=pending))
+        return frames
+
     def status_of(self, error: InvocationError) -> int:
         """Return the HTTP status of an error in this dialect.
 
@@ -177,7 +167,11 @@ class ChannelDialect:
             error: The error.
             text: Its public text, or the exception's own where those are shown.
         """
-        return {"error": text}
+        body: dict[str, Any] = {"error": text}
+        if isinstance(error, AwaitingResponses):
+            body["invocation_id"] = error.invocation_id
+            body["pending"] = [dict(item) for item in error.pending]
+        return body
 
     def encode_json(self, body: Mapping[str, Any]) -> bytes:
         """Return a JSON body as compact raw UTF-8.
@@ -191,8 +185,8 @@ class ChannelDialect:
 class ChannelStreamEncoder:
     """Makes the events of one run into the channel's wire events.
 
-    Text, pending requests, the end or the error; outputs of a workflow reach this
-    dialect as text, and usage is not shown.
+    Text, pending requests, the end or the error; of a workflow's outputs the text,
+    and usage is not shown.
     """
 
     __slots__ = ("_text",)
@@ -209,7 +203,7 @@ class ChannelStreamEncoder:
         Returns:
             None for what this dialect does not show, and for an empty piece.
         """
-        if isinstance(event, TextDelta):
+        if isinstance(event, (TextDelta, Output)):
             return self._text.cut(event.text)
         if isinstance(event, RequestInfo):
             return [sse.encode_event(strict_json.dump_compact(event.data), "request_info")]

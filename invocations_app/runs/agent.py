@@ -11,24 +11,27 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent_framework import AgentResponse, AgentSession
+from agent_framework import AgentResponse, AgentSession, Message
 
 from invocations_app import hooks
 from invocations_app.conf import EndpointSettings
+from invocations_app.dialects.parsing import stamp_messages
 from invocations_app.envelope import Invocation
-from invocations_app.events import Event, TextDelta
+from invocations_app.events import Event, RequestInfo, TextDelta
+from invocations_app.pending import PendingRequest, from_content, reply_messages, tools_asked_for
 from invocations_app.targets import ResolvedTarget
 
 logger = logging.getLogger("invocations_app.runs")
 
 Publish = Callable[[Event], Awaitable[None]]
 
-# An agent whose stream never waits would keep the loop to itself.
-_BREATH_SECONDS = 0.005
+# An agent whose stream never waits would keep the loop to itself. Twice the interpreter's switch interval: threads
+# that are woken more often than that, each time too late, never ask for the interpreter and starve.
+_BREATH_SECONDS = 0.01
 _CLOSE_SECONDS = 10
 
 
@@ -39,16 +42,19 @@ class Result:
     Attributes:
         text: The answer's text, after the hooks.
         usage: The framework's usage details, or None.
+        pending: What the agent asks of a person before it goes on.
     """
 
     text: str
     usage: dict[str, Any] | None
+    pending: tuple[PendingRequest, ...] = ()
 
 
 async def run_agent(
     endpoint: EndpointSettings,
     resolved: ResolvedTarget,
     invocation: Invocation,
+    messages: list[Message],
     session: AgentSession | None,
     publish: Publish,
 ) -> Result:
@@ -57,7 +63,8 @@ async def run_agent(
     Args:
         endpoint: The endpoint, for its hooks.
         resolved: The agent.
-        invocation: What it is asked.
+        invocation: The invocation, for options and hooks.
+        messages: What it is run with; see `messages_of`.
         session: Its session, changed in place; None for none.
         publish: Called with each piece of text, and waited for.
 
@@ -69,22 +76,21 @@ async def run_agent(
     if invocation.options and resolved.takes_options:
         arguments["options"] = dict(invocation.options)
     if invocation.stream:
-        return await _run_streamed(endpoint, resolved.target, invocation, arguments, publish)
-    response = resolved.target.run(invocation.input, **arguments)
+        stream = resolved.target.run(messages, stream=True, **arguments)
+        return await _run_streamed(endpoint, stream, invocation, publish)
+    response = resolved.target.run(messages, **arguments)
     if inspect.isawaitable(response):
         response = await response
     usage = _usage_of(response)
+    asked = _requests_of(response)
     response = await hooks.apply_response_hook(endpoint, response, invocation=invocation)
     text = text_of(response.messages)
     if text:
         await publish(TextDelta(text))
-    return Result(text, usage)
+    return Result(text, usage, await _publish_pending(asked, publish))
 
 
-async def _run_streamed(
-    endpoint: EndpointSettings, agent: Any, invocation: Invocation, arguments: dict[str, Any], publish: Publish
-) -> Result:
-    stream = agent.run(invocation.input, stream=True, **arguments)
+async def _run_streamed(endpoint: EndpointSettings, stream: Any, invocation: Invocation, publish: Publish) -> Result:
     if not hasattr(stream, "__aiter__"):
         stream = await stream
     pieces: list[str] = []
@@ -105,7 +111,49 @@ async def _run_streamed(
         await _abort(stream, error)
         raise
     await _close(stream)
-    return Result("".join(pieces), _usage_of(final))
+    return Result("".join(pieces), _usage_of(final), await _publish_pending(_requests_of(final), publish))
+
+
+def _requests_of(response: Any) -> tuple[PendingRequest, ...]:
+    return tuple(from_content(content) for content in getattr(response, "user_input_requests", ()))
+
+
+async def _publish_pending(requests: tuple[PendingRequest, ...], publish: Publish) -> tuple[PendingRequest, ...]:
+    for request in requests:
+        await publish(RequestInfo(request.request_id, request.data))
+    return requests
+
+
+def messages_of(agent: Any, invocation: Invocation, answered: Sequence[PendingRequest]) -> list[Message]:
+    """Return what an agent is run with: the caller's messages, or the replies to what it asked.
+
+    Args:
+        agent: The agent.
+        invocation: The invocation.
+        answered: The pending requests that it answers.
+
+    Raises:
+        LookupError: If a tool that was approved is gone: the bare approval would reach the model.
+    """
+    if invocation.responses is None:
+        return stamp_messages(invocation.input, invocation.endpoint, invocation.dialect)
+    missing = tools_asked_for(answered) - _tools_of(agent, tools_asked_for(answered))
+    if missing:
+        raise LookupError(f"the agent has no tool {', '.join(sorted(missing))} any more")
+    replies = reply_messages(answered, invocation.responses)
+    return stamp_messages(replies, invocation.endpoint, invocation.dialect)
+
+
+def _tools_of(agent: Any, unknown: set[str]) -> set[str]:
+    """Return the names of an agent's tools; those asked for where they cannot be told before it runs."""
+    options = getattr(agent, "default_options", None)
+    if (
+        not isinstance(options, Mapping)
+        or getattr(agent, "mcp_tools", None)
+        or getattr(agent, "context_providers", None)
+    ):
+        return unknown
+    return {str(getattr(tool, "name", "")) for tool in options.get("tools") or ()}
 
 
 async def _close(stream: Any) -> None:

@@ -27,7 +27,7 @@ from invocations_app.storage import database, endings, handover, invocations
 from invocations_app.storage.endings import Ending
 from invocations_app.storage.event_log import Batch
 from invocations_app.storage.handover import Taken
-from invocations_app.storage.turns import Turn, Waiting
+from invocations_app.storage.turns import Handed
 
 logger = logging.getLogger("invocations_app.runs")
 
@@ -126,16 +126,11 @@ async def carry_out(record_pk: int) -> None:
         # Who had it may have died: whoever meets that writes it down.
         await invocations.read(record_pk)
         return
-    owner = get_host().owner
-    held: Turn | Waiting
-    if taken.session_pk is None:
-        held = Turn(record_pk, owner, None)
-    else:
-        held = Waiting(record_pk, owner, taken.session_pk, conf.get_host().lease_seconds)
     try:
         endpoint, invocation, keys = _read(taken)
     except InvocationError as error:
         logger.exception("Invocation %s cannot be run by this worker.", taken.correlation_id)
+        held = Handed(record_pk, taken.session_pk, get_host().owner)
         await endings.fail(held, error, Ending(None, Batch(record_pk, 1, ()), 0))
         return
     await _finish(
@@ -149,7 +144,7 @@ async def carry_out(record_pk: int) -> None:
                 user_pk=taken.user_pk,
                 request=None,
                 can_stream=True,
-                held=held,
+                taken=taken,
                 correlation_id=taken.correlation_id,
             )
         )

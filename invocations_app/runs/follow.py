@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 
 from invocations_app.dialects import get_dialect
-from invocations_app.events import Done, Failed, RequestInfo, TextDelta
+from invocations_app.events import Done, Failed
 from invocations_app.runs.host import get_host
 from invocations_app.runs.run import Run
 from invocations_app.runs.wakeups import get_wakeups
@@ -63,14 +63,7 @@ def whole_frames(stored: StoredInvocation) -> list[bytes]:
     Args:
         stored: An invocation that has ended.
     """
-    answer = stored.answer
-    if answer is None:
-        return []
-    encoder = get_dialect(stored.dialect).invocations_from_streaming_run()
-    frames = encoder.encode(TextDelta(answer.text))
-    for request in answer.pending:
-        frames += encoder.encode(RequestInfo(request_id=str(request["request_id"]), data=request))
-    return frames
+    return [] if stored.answer is None else get_dialect(stored.dialect).invocations_from_answer(stored.answer)
 
 
 def event_count(stored: StoredInvocation) -> int:
@@ -110,6 +103,9 @@ class Follower:
         pk: Primary key of the invocation's record.
         after: Number of the last event that the reader has.
         trimmed: Makes what a reader gets whose next event is gone from the log, or never was.
+
+    Attributes:
+        is_gone: Whether the record went while it was followed: the turn waited in vain.
     """
 
     def __init__(self, pk: int, after: int, trimmed: Callable[[StoredInvocation], list[bytes]]) -> None:
@@ -118,6 +114,7 @@ class Follower:
         self._trimmed = trimmed
         self._poll = Poll(pk)
         self._over = False
+        self.is_gone = False
 
     async def next(self) -> list[tuple[int, bytes]]:
         """Wait for events; return those that are ready with their numbers, empty at the end.
@@ -155,7 +152,7 @@ class Follower:
         # The record first: when it says that the run has ended, the log is complete.
         stored = await invocations.read(self._pk)
         if stored is None:
-            self._over = True
+            self._over = self.is_gone = True
             return []
         if not stored.has_ended:
             logged = await event_log.read(self._pk, self._position)

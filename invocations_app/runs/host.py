@@ -70,7 +70,6 @@ class Host:
         self._errands: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._tending: asyncio.Task[None] | None = None
-        self._flush_now = False
         self._looked_at = 0.0
         self._renewed_at = 0.0
 
@@ -141,10 +140,8 @@ class Host:
 
     def flush_soon(self) -> None:
         """Write the events to the log without waiting for the interval."""
-        if not self._flush_now:
-            self._flush_now = True
-            if self._tending is None:
-                self._tend()
+        if self._tending is None:
+            self._tend()
 
     def _arm(self) -> None:
         self._timer = self._loop.call_later(conf.get_host().event_flush_milliseconds / 1000, self._tend)
@@ -158,9 +155,9 @@ class Host:
             self._tending = self._loop.create_task(self._tend_once(), context=contextvars.Context())
 
     async def _tend_once(self) -> None:
+        full = False
         try:
-            self._flush_now = False
-            await self._flush()
+            full = await self._flush()
             await self._hear()
         except DatabaseError:
             # The next time will do: events are kept, and leases hold for a while.
@@ -169,20 +166,20 @@ class Host:
             logger.exception("Tending the runs failed.")
         finally:
             self._tending = None
-            if self._flush_now:
+            if full:
                 self._tend()
             elif self.runs:
                 self._arm()
 
-    async def _flush(self) -> None:
-        """Write what the log does not have yet, of all runs in one transaction."""
+    async def _flush(self) -> bool:
+        """Write what the log does not have yet, of all runs in one transaction; return whether much came meanwhile."""
         batches = []
         for pk, run in self.runs.items():
             if not run.ending.locked() and run.tape.unlogged:
                 first, frames = run.tape.to_log()
                 batches.append(Batch(pk, first, frames))
         if not batches:
-            return
+            return False
         runs = {batch.record_pk: self.runs[batch.record_pk] for batch in batches}
         for run in runs.values():
             # Nobody else has it: a run that ends meanwhile waits, so that nothing is written twice.
@@ -196,6 +193,7 @@ class Host:
             for run in runs.values():
                 run.ending.release()
         self._drop(batch.record_pk for batch in batches if batch.record_pk not in held)
+        return any(runs[pk].tape.unlogged >= FLUSH_EVENTS for pk in held)
 
     async def _hear(self) -> None:
         """Renew the leases when it is time, and hear who was cancelled or taken over."""

@@ -8,7 +8,9 @@ from typing import TypeVar
 
 from invocations_app import conf
 from invocations_app.conf import EndpointSettings
+from invocations_app.dialects import get_dialect
 from invocations_app.events import Done, Failed
+from invocations_app.exceptions import SessionBusy
 from invocations_app.runs.body import StreamBody
 from invocations_app.runs.follow import Follower, final_frames, wait_for_end, whole_frames
 from invocations_app.runs.host import get_host
@@ -97,6 +99,7 @@ class Joiner:
         self._follower = Follower(stored.pk, 0, _stored_whole)
         self._run = None if stored.has_ended else get_host().runs.get(stored.pk)
         self._renewing: asyncio.Task[None] | None = None
+        self._told = False
         if self._run is not None:
             self._run.reader_came()
         elif not stored.has_ended and endpoint.on_disconnect == "cancel":
@@ -119,7 +122,13 @@ class Joiner:
 
     async def next(self) -> bytes:
         """Wait for wire events; return those that are ready, empty at the end."""
-        return b"".join(frame for _, frame in await self._follower.next())
+        frames = [frame for _, frame in await self._follower.next()]
+        if not frames and self._follower.is_gone and not self._told:
+            self._told = True
+            # It waited for its session, in vain, and left no trace.
+            encoder = get_dialect(self._stored.dialect).invocations_from_streaming_run()
+            frames = encoder.encode(Failed(SessionBusy()))
+        return b"".join(frames)
 
     def body(self) -> StreamBody:
         """Return the wire events from the first one, as the body of a response."""

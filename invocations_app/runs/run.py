@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 from asgiref.sync import ThreadSensitiveContext
@@ -25,31 +26,36 @@ from django.utils import timezone
 from invocations_app import conf, hooks, isolation, targets
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects import get_dialect
-from invocations_app.dialects.parsing import stamp_messages
 from invocations_app.envelope import Invocation, ParsedRequest
 from invocations_app.events import Answer, Done, Event, Failed
 from invocations_app.exceptions import (
+    AwaitingResponses,
     InvocationError,
     InvocationIdReused,
+    Overloaded,
+    ResponsesMismatch,
     RunCancelled,
     RunInterrupted,
     RunTimedOut,
     SessionRequired,
+    ShuttingDown,
     StorageUnavailable,
     StreamsNeedAsgi,
     TargetFailed,
     UnsupportedOptions,
 )
 from invocations_app.isolation import RequestKeys, Scope
-from invocations_app.runs import parcel, sessions, tasks_api, waiting
-from invocations_app.runs.agent import run_agent
+from invocations_app.pending import PendingRequest
+from invocations_app.runs import foundry, parcel, sessions, tasks_api, waiting
+from invocations_app.runs.agent import messages_of, run_agent
 from invocations_app.runs.executor import RunExecutor
 from invocations_app.runs.host import FLUSH_EVENTS, get_host
 from invocations_app.runs.settle import settle, whole
 from invocations_app.runs.tape import Tape
 from invocations_app.storage import database, endings, handover, invocations, turns
-from invocations_app.storage.endings import Ending
+from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.event_log import Batch
+from invocations_app.storage.handover import Taken
 from invocations_app.storage.invocations import StoredInvocation
 from invocations_app.storage.turns import Handed, Turn, Waiting
 from invocations_app.targets import ResolvedTarget
@@ -60,6 +66,8 @@ logger = logging.getLogger("invocations_app.runs")
 
 # How long a turn is kept that cannot be written because the database is away.
 _PATIENCE_SECONDS = 20
+# What says no more than that a caller came at a bad time, or to the wrong server: nothing to look into.
+_REFUSALS = (Overloaded, ShuttingDown, StreamsNeedAsgi)
 # How often a run whose last reader here has left looks for readers elsewhere.
 _JOINED_POLL_SECONDS = 1
 
@@ -76,8 +84,8 @@ class RunRequest:
         user_pk: Primary key of the authenticated Django user, or None.
         request: The DRF request, for the run hook.
         can_stream: Whether the server can stream (ASGI).
-        held: The turn, where another process has begun it and this one took it over;
-            None where it is still to be begun.
+        taken: The record, where another process has begun the turn and this one took
+            it over; None where it is still to be begun.
         correlation_id: Random id of the record, the only one that logs carry.
     """
 
@@ -88,7 +96,7 @@ class RunRequest:
     user_pk: Any
     request: Any
     can_stream: bool
-    held: Turn | Waiting | None = None
+    taken: Taken | None = None
     correlation_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -134,9 +142,10 @@ class Run:
         keys = request.keys
         context.run(isolation.set_current_isolation_keys, None if keys.isolation.is_empty else keys.isolation)
         context.run(isolation.set_current_call_id, keys.call_id)
+        context.run(foundry.bind, keys, self.session_id)
         self._host.hold(self)
-        if request.held is not None:
-            self._hold(request.held)
+        if request.taken is not None:
+            self._hold(turns.resume(self._turn_request(), request.taken.record_pk, request.taken.session_pk))
         self.task = loop.create_task(self._main(), context=context)
 
     @property
@@ -236,10 +245,12 @@ class Run:
         """Prepare the turn, carry it out and commit it."""
         resolved = await targets.resolve(self.endpoint)
         target = await stack.enter_async_context(targets.entered(resolved))
-        begun: turns.Begun | None = self._request.held
-        if begun is None:
+        taken = self._request.taken
+        if taken is None:
             await self._prepare(resolved, target)
             begun = await self._begin()
+        else:
+            begun = turns.resume(self._turn_request(), taken.record_pk, taken.session_pk)
         if isinstance(begun, StoredInvocation):
             return self._same(begun)
         if isinstance(begun, Handed):
@@ -248,8 +259,8 @@ class Run:
         turn = begun if isinstance(begun, Turn) else await self._wait(begun)
         self._session = await sessions.load(self.endpoint, turn, target)
         self._start(None)
-        answer = await self._carry_out(resolved)
-        await self._commit(turn, answer)
+        answer, left = await self._carry_out(resolved, turn)
+        await self._commit(turn, answer, left)
         self._end(Done(answer))
         return None
 
@@ -259,14 +270,14 @@ class Run:
         self.invocation = await hooks.apply_run_hook(
             endpoint, self.invocation, target=target, request=self._request.request
         )
+        foundry.bind(self._request.keys, self.session_id)
         self._dialect.check_options(self.invocation)
         self.invocation = invocation = self._fit_options(self.invocation, resolved)
-        if invocation.session_mode == "required" and not invocation.session_id:
+        generated = invocation.session_id == self._request.parsed.generated_session_id
+        if invocation.session_mode == "required" and (not invocation.session_id or generated):
             raise SessionRequired
         if (invocation.stream or invocation.background) and not self._request.can_stream:
             raise StreamsNeedAsgi
-        messages = stamp_messages(invocation.input, endpoint.alias, invocation.dialect)
-        self.invocation = dataclasses.replace(invocation, input=messages)
         self._host.admit(self, is_run_here=self._tasks_backend is None)
 
     def _fit_options(self, invocation: Invocation, resolved: ResolvedTarget) -> Invocation:
@@ -282,9 +293,9 @@ class Run:
         """Alias of the tasks backend whose workers run this invocation; None where this process does."""
         return conf.get_host().background_tasks_backend if self.invocation.background else None
 
-    async def _begin(self) -> turns.Begun:
-        is_handed = self._tasks_backend is not None
-        request = turns.TurnRequest(
+    def _turn_request(self) -> turns.TurnRequest:
+        is_handed = self._request.taken is None and self._tasks_backend is not None
+        return turns.TurnRequest(
             invocation=self.invocation,
             scope=self._request.scope,
             user_pk=self._request.user_pk,
@@ -295,6 +306,9 @@ class Run:
             on_busy=self.endpoint.on_busy_session,
             handed_input=parcel.pack(self.invocation, self._request.keys) if is_handed else "",
         )
+
+    async def _begin(self) -> turns.Begun:
+        request = self._turn_request()
         try:
             # It cannot be called back: a claim that is made just as the run is cancelled has to be released.
             return await whole(turns.begin(request), self._hold)
@@ -328,7 +342,14 @@ class Run:
         background = self.invocation.background
         if background:
             self._start(None)
-        turn = await waiting.wait_for_claim(queued, None if background else self.endpoint.session_wait_seconds)
+        try:
+            turn = await waiting.wait_for_claim(queued, None if background else self.endpoint.session_wait_seconds)
+        except (ResponsesMismatch, AwaitingResponses):
+            if not background:
+                # Refused before it began: as if it had never been asked for.
+                await turns.give_up(queued)
+                self._held = None
+            raise
         self._held = turn
         self.is_queued = False
         return turn
@@ -337,19 +358,25 @@ class Run:
         if not self.started.done():
             self.started.set_result(stored)
 
-    async def _carry_out(self, resolved: ResolvedTarget) -> Answer:
-        """Run the target within its time."""
+    async def _carry_out(self, resolved: ResolvedTarget, turn: Turn) -> tuple[Answer, tuple[PendingRequest, ...]]:
+        """Run the target within its time; return the answer and what is left pending."""
         invocation = self.invocation
         session = None if self._session is None else self._session.session
+        answered = () if turn.session is None else turn.session.answered
+        messages = messages_of(resolved.target, invocation, answered)
         try:
             async with asyncio.timeout(self.endpoint.run_timeout_seconds) as limit:
-                result = await run_agent(self.endpoint, resolved, invocation, session, self._publish)
+                result = await run_agent(self.endpoint, resolved, invocation, messages, session, self._publish)
         except TimeoutError as error:
             if limit.expired():
                 raise RunTimedOut from error
             raise
         self._note_first_byte()
-        return Answer(text=result.text, session_id=self.session_id, usage=result.usage)
+        if result.pending and turn.session is None:
+            # Nobody could answer it later.
+            raise SessionRequired
+        asked = tuple(request.data for request in result.pending)
+        return Answer(result.text, self.session_id, pending=asked, usage=result.usage), result.pending
 
     def _note_first_byte(self) -> None:
         if self._first_byte_at is None:
@@ -364,9 +391,9 @@ class Run:
                 self._host.flush_soon()
             await self.tape.room()
 
-    async def _commit(self, turn: Turn, answer: Answer) -> None:
+    async def _commit(self, turn: Turn, answer: Answer, left: tuple[PendingRequest, ...]) -> None:
         """Write everything in one transaction, which a cancellation does not cut."""
-        change = None if self._session is None else await self._session.save()
+        change = None if self._session is None else SessionChange(await self._session.save(), left)
         committed: list[None] = []
         try:
             async with self.ending:
@@ -419,7 +446,7 @@ class Run:
             logger.error("Cleaning up after invocation %s failed.", self.correlation_id, exc_info=cause)
             return
         self._over = True
-        if error.status >= 500:
+        if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, _REFUSALS):
             logger.error("Invocation %s failed: %s.", self.correlation_id, error.code, exc_info=cause)
         else:
             logger.info("Invocation %s ended: %s.", self.correlation_id, error.code)

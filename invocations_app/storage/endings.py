@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -21,7 +21,9 @@ from django.utils import timezone
 from invocations_app.events import Answer
 from invocations_app.exceptions import InvocationError, RunCancelled, RunInterrupted, SessionConflict
 from invocations_app.models import InvocationRecord, SessionRecord
-from invocations_app.storage import clock, database, event_log, notify, records
+from invocations_app.pending import PendingRequest
+from invocations_app.storage import checkpoints, clock, database, event_log, notify, pending, records
+from invocations_app.storage.checkpoints import EncodedCheckpoint
 from invocations_app.storage.event_log import Batch
 from invocations_app.storage.invocations import LIVE
 from invocations_app.storage.snapshots import Change
@@ -47,15 +49,29 @@ class Ending:
     event_count: int
 
 
-async def commit(turn: Turn, change: Change | None, answer: Answer, ending: Ending) -> None:
+@dataclass(frozen=True, slots=True)
+class SessionChange:
+    """What a turn leaves of its session.
+
+    Attributes:
+        change: State and messages; None where another store holds them.
+        pending: What a person must answer next.
+        checkpoints: A workflow's checkpoints.
+    """
+
+    change: Change | None
+    pending: tuple[PendingRequest, ...] = ()
+    checkpoints: tuple[EncodedCheckpoint, ...] = ()
+
+
+async def commit(turn: Turn, change: SessionChange | None, answer: Answer, ending: Ending) -> None:
     """Write session, messages, answer, events and record, and release the claim.
 
     May be called again when it is not known whether it was written.
 
     Args:
         turn: The turn.
-        change: What it changed of its session; None without a session or where
-            another store holds it.
+        change: What it leaves of its session; None without a session.
         answer: What the caller is answered.
         ending: What else is written.
 
@@ -82,13 +98,13 @@ async def fail(held: Turn | Waiting | Handed, error: InvocationError, ending: En
     await database.run(_fail, held, error, ending)
 
 
-def _commit(turn: Turn, change: Change | None, answer: Answer, ending: Ending) -> None:
+def _commit(turn: Turn, change: SessionChange | None, answer: Answer, ending: Ending) -> None:
     using = database.alias()
     now = timezone.now()
     try:
         with transaction.atomic(using=using):
             # The session's row first, as in begin: two transactions that lock in one order never deadlock.
-            if turn.session is not None:
+            if turn.session is not None and change is not None:
                 _commit_session(using, turn, turn.session, change, now)
             _commit_record(using, turn, answer, ending, now)
             _tell(using, turn)
@@ -122,8 +138,9 @@ def _ending_columns(ending: Ending) -> Mapping[str, Any]:
     return {"first_byte_at": ending.first_byte_at, "event_count": ending.event_count, "input": ""}
 
 
-def _commit_session(using: str, turn: Turn, session: ClaimedSession, change: Change | None, now: datetime) -> None:
+def _commit_session(using: str, turn: Turn, session: ClaimedSession, left: SessionChange, now: datetime) -> None:
     held = {"claimed_by": turn.record_pk, "claim_number": session.claim_number}
+    change = left.change
     if change is None:
         rows = SessionRecord.objects.using(using).filter(pk=session.pk, **held)
         written = rows.update(claimed_by=None, claim_expires_at=None, version=F("version") + 1, updated_at=now) == 1
@@ -133,7 +150,14 @@ def _commit_session(using: str, turn: Turn, session: ClaimedSession, change: Cha
         still_held = SessionRecord.objects.using(using).filter(pk=session.pk, **held).exists()
         raise SessionConflict if still_held else _why_lost(using, turn.record_pk)
     if change is not None:
+        if session.is_rewritten:
+            # The rows that closed the open calls stand where this turn's belong.
+            change = replace(change, appended_only=False)
         records.write_messages(using, session.pk, change, invocation_pk=turn.record_pk, now=now)
+    if left.pending:
+        pending.leave(using, session.pk, turn.record_pk, left.pending, now)
+    if left.checkpoints:
+        checkpoints.leave(using, session.pk, turn.record_pk, left.checkpoints, now)
 
 
 def _is_committed(using: str, turn: Turn) -> bool:

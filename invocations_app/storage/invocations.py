@@ -25,7 +25,7 @@ from invocations_app.exceptions import (
 )
 from invocations_app.isolation import Scope
 from invocations_app.models import EventRecord, InvocationRecord, SessionRecord
-from invocations_app.storage import clock, database
+from invocations_app.storage import clock, database, pending, records
 
 Status = InvocationRecord.Status
 
@@ -127,7 +127,7 @@ async def read(pk: int) -> StoredInvocation | None:
 
 
 async def request_cancel(scope: Scope, invocation_id: str) -> StoredInvocation | None:
-    """Cancel an invocation that waits, ask for one that runs, and leave one that has ended.
+    """Cancel an invocation that waits or awaits input, ask for one that runs, and leave one that has ended.
 
     Args:
         scope: Endpoint and isolation keys of the caller.
@@ -230,7 +230,23 @@ def _request_cancel(scope: Scope, invocation_id: str) -> StoredInvocation | None
         finished_at=timezone.now(),
     )
     rows.filter(status=Status.RUNNING).update(cancel_requested=True)
+    _drop_pending(using, key)
     return _look_up({"key": key})
+
+
+def _drop_pending(using: str, key: str) -> None:
+    """Cancel an invocation that awaits input: the way out of a session that nobody will answer."""
+    rows = InvocationRecord.objects.using(using).filter(key=key, status=Status.AWAITING_INPUT)
+    session_pk = rows.values_list("session_record_id", flat=True).first()
+    if session_pk is None:
+        return
+    with transaction.atomic(using=using):
+        session = records.get_by_pk(using, session_pk)
+        error = RunCancelled()
+        # Only now is it sure that no turn has consumed them: the session's row is locked.
+        cancelled = rows.update(status=Status.CANCELLED, error_code=error.code, error_status=error.status)
+        if session is not None and cancelled:
+            pending.drop(using, session, timezone.now())
 
 
 def _is_joined(pk: int) -> bool:

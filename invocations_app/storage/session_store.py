@@ -7,6 +7,7 @@ and commit it together with the invocation's record (`storage.turns`).
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 from agent_framework import AgentSession, SessionStore
@@ -18,6 +19,12 @@ from invocations_app.isolation import Scope
 from invocations_app.storage import database, records, snapshots
 
 logger = logging.getLogger("invocations_app.storage")
+
+with warnings.catch_warnings():
+    # Upstream says once a process that its SessionStore is experimental, at its first use: so here,
+    # where the version is bounded and the contract tests are the alarm.
+    warnings.simplefilter("ignore", FutureWarning)
+    SessionStore()
 
 _MAX_SESSION_ID = 256
 

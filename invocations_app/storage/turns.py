@@ -10,6 +10,7 @@ written later is conditional on it. How a turn ends is in ``endings``.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -20,8 +21,9 @@ from django.utils import timezone
 from invocations_app.envelope import Invocation
 from invocations_app.exceptions import RunCancelled, RunInterrupted, SessionBusy
 from invocations_app.isolation import Scope
-from invocations_app.models import InvocationRecord, SessionRecord
-from invocations_app.storage import clock, database, records
+from invocations_app.models import InvocationRecord, PendingRecord, SessionRecord
+from invocations_app.pending import CheckReply, PendingRequest
+from invocations_app.storage import checkpoints, clock, database, pending, records
 from invocations_app.storage.invocations import StoredInvocation, interrupt, read_now
 from invocations_app.storage.snapshots import MessageRow
 
@@ -41,6 +43,8 @@ class TurnRequest:
         owner: Id of the process.
         lease_seconds: Time after which the process counts as gone.
         on_busy: Whether to wait for a busy session.
+        check_reply: Checks the value of a reply to a pending request further; None for no more.
+        with_checkpoint: Whether the latest checkpoint is loaded (the target is a workflow).
         handed_input: What a worker on another machine needs to run it; empty where
             this process runs it.
     """
@@ -53,6 +57,8 @@ class TurnRequest:
     owner: str
     lease_seconds: float
     on_busy: Literal["wait", "reject"] = "wait"
+    check_reply: CheckReply | None = None
+    with_checkpoint: bool = False
     handed_input: str = ""
 
     @property
@@ -75,6 +81,9 @@ class ClaimedSession:
         claim_number: Number of this claim.
         state: Its state text; empty for a new session.
         rows: Its message rows.
+        answered: The pending requests that the invocation answers.
+        is_rewritten: Whether its rows were changed in claiming it: open calls were closed.
+        checkpoint: Text of a workflow's latest checkpoint, or None.
     """
 
     pk: int
@@ -84,6 +93,9 @@ class ClaimedSession:
     claim_number: int
     state: str
     rows: tuple[MessageRow, ...]
+    answered: tuple[PendingRequest, ...] = ()
+    is_rewritten: bool = False
+    checkpoint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +126,13 @@ class Waiting:
         record_pk: Primary key of the invocation's record, which is queued.
         owner: Id of the process that waits.
         session_pk: Primary key of the session's row.
-        lease_seconds: Time after which the process counts as gone.
+        request: What began it.
     """
 
     record_pk: int
     owner: str
     session_pk: int
-    lease_seconds: float
+    request: TurnRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +164,25 @@ async def begin(request: TurnRequest) -> Begun:
 
     Raises:
         SessionBusy: If the session is busy and waiting is not wanted.
+        ResponsesMismatch: If the replies do not answer exactly what is pending.
+        AwaitingResponses: If new input came while something is pending.
         StoredStateUnreadable: If the session's row is not its own.
         DatabaseError: If the database is not reachable.
     """
     return await database.run(_begin, request)
+
+
+def resume(request: TurnRequest, record_pk: int, session_pk: int | None) -> Turn | Waiting:
+    """Return a turn that another process has begun, and this one took over; see ``handover``.
+
+    Args:
+        request: What it was begun with, and this process as its owner.
+        record_pk: Primary key of the invocation's record.
+        session_pk: Primary key of the session's row, for which it waits; None without a session.
+    """
+    if session_pk is None:
+        return Turn(record_pk, request.owner, None)
+    return Waiting(record_pk, request.owner, session_pk, request)
 
 
 async def claim(waiting: Waiting) -> Turn | None:
@@ -170,6 +197,8 @@ async def claim(waiting: Waiting) -> Turn | None:
     Raises:
         RunCancelled: If it was cancelled meanwhile.
         RunInterrupted: If its lease ran out.
+        ResponsesMismatch: If the replies do not answer exactly what is pending.
+        AwaitingResponses: If new input came while something is pending.
         DatabaseError: If the database is not reachable.
     """
     return await database.run(_claim_waiting, waiting)
@@ -205,20 +234,22 @@ def _begin_once(using: str, request: TurnRequest) -> Begun:
     if found is not None:
         return found[0]
     if request.session_id is None:
+        pending.check(using, [], request.invocation.responses, request.check_reply)
         if request.handed_input:
             return Handed(_insert(using, request, None, Status.QUEUED).pk, None)
         return Turn(_insert(using, request, None, Status.RUNNING).pk, request.owner, None)
     session = records.ensure_session_record(using, scope, request.session_id, user_pk=request.user_pk, now=now)
     is_free = _is_free(using, session) and not _older_waits(using, session.pk)
-    if is_free and not request.handed_input:
+    opened = _open_requests(using, session, request) if is_free else []
+    if request.handed_input and (is_free or request.on_busy == "wait"):
+        return Handed(_insert(using, request, session, Status.QUEUED).pk, session.pk)
+    if is_free:
         record = _insert(using, request, session, Status.RUNNING)
-        return Turn(record.pk, request.owner, _claim(using, session, record.pk, request.lease_seconds))
-    if not is_free and request.on_busy == "reject":
+        return Turn(record.pk, request.owner, _claim(using, session, record.pk, request, opened))
+    if request.on_busy == "reject":
         raise SessionBusy
     record = _insert(using, request, session, Status.QUEUED)
-    if request.handed_input:
-        return Handed(record.pk, session.pk)
-    return Waiting(record.pk, request.owner, session.pk, request.lease_seconds)
+    return Waiting(record.pk, request.owner, session.pk, request)
 
 
 def _insert(
@@ -281,35 +312,56 @@ def _claim_waiting(waiting: Waiting) -> Turn | None:
             raise RunCancelled if row is not None and row[0] == Status.CANCELLED else RunInterrupted
         if not _is_free(using, session) or _older_waits(using, session.pk, waiting.record_pk):
             return None
-        claimed = _claim(using, session, waiting.record_pk, waiting.lease_seconds)
+        opened = _open_requests(using, session, waiting.request)
+        claimed = _claim(using, session, waiting.record_pk, waiting.request, opened)
         InvocationRecord.objects.using(using).filter(pk=waiting.record_pk).update(
             status=Status.RUNNING,
             claim_number=claimed.claim_number,
-            lease_expires_at=clock.from_now(waiting.lease_seconds),
+            lease_expires_at=clock.from_now(waiting.request.lease_seconds),
         )
         return Turn(waiting.record_pk, waiting.owner, claimed)
 
 
-def _claim(using: str, session: SessionRecord, record_pk: int, lease_seconds: float) -> ClaimedSession:
+def _open_requests(using: str, session: SessionRecord, request: TurnRequest) -> list[PendingRecord]:
+    """Return what is pending, once it is sure that the invocation may go on from it."""
+    opened = pending.open_requests(using, session)
+    pending.check(using, opened, request.invocation.responses, request.check_reply)
+    return opened
+
+
+def _claim(
+    using: str, session: SessionRecord, record_pk: int, request: TurnRequest, opened: Sequence[PendingRecord]
+) -> ClaimedSession:
     claimed = (
         SessionRecord.objects.using(using)
         .filter(_free(), pk=session.pk)
         .update(
-            claim_number=F("claim_number") + 1, claimed_by=record_pk, claim_expires_at=clock.from_now(lease_seconds)
+            claim_number=F("claim_number") + 1,
+            claimed_by=record_pk,
+            claim_expires_at=clock.from_now(request.lease_seconds),
         )
     )
     if not claimed:
         raise SessionBusy
     if session.claimed_by is not None:
         interrupt(using, session.claimed_by)
+    state, rows = session.state, tuple(records.load_message_rows(using, session.pk))
+    checkpoint = checkpoints.latest(using, session.pk) if request.with_checkpoint else None
+    if opened:
+        # What the run starts from was read above; what it leaves if it fails is written here.
+        replies = request.invocation.responses or {}
+        pending.consume(using, session, opened, replies, record_pk=record_pk, now=timezone.now())
     return ClaimedSession(
         pk=session.pk,
         key=session.key or "",
         opaque_id=session.opaque_id,
         version=session.version,
         claim_number=session.claim_number + 1,
-        state=session.state,
-        rows=tuple(records.load_message_rows(using, session.pk)),
+        state=state,
+        rows=rows,
+        answered=tuple(pending.request_of(record) for record in opened),
+        is_rewritten=bool(opened),
+        checkpoint=checkpoint,
     )
 
 

@@ -15,9 +15,11 @@ from invocations_app.envelope import is_well_formed_id
 from invocations_app.exceptions import InvocationNotFound, MalformedEventId, StreamsNeedAsgi
 from invocations_app.runs import Follower, StoredInvocation, StreamBody
 from invocations_app.views.base import InvocationsView
-from invocations_app.views.responses import invocation_headers, json_response, stream_response
+from invocations_app.views.responses import invocation_headers, json_response, no_content, stream_response
 
-_NUMBER = re.compile(r"[0-9]{1,18}")
+_NUMBER = re.compile(r"0*([0-9]+)")
+# Beyond every number that an event has, and within what a database column compares with.
+_BEYOND = 10**9
 
 
 class InvocationView(InvocationsView):
@@ -75,7 +77,7 @@ class EventsView(InvocationView):
         stored = await self.stored(kwargs["invocation_id"])
         if stored.has_ended and after == runs.event_count(stored):
             # What stops an EventSource.
-            return HttpResponse(status=204)
+            return no_content()
         source = _Numbered(Follower(stored.pk, after, lambda ended: [reset_frame(_status_of(ended))]))
         stream = StreamBody(
             source,
@@ -86,9 +88,10 @@ class EventsView(InvocationView):
 
     def _after(self) -> int:
         given = self.request.headers.get("last-event-id", self.request.query_params.get("after", "0"))
-        if _NUMBER.fullmatch(given) is None:
+        number = _NUMBER.fullmatch(given)
+        if number is None:
             raise MalformedEventId
-        return int(given)
+        return int(number[1]) if len(number[1]) < len(str(_BEYOND)) else _BEYOND
 
 
 class CancelView(InvocationsView):

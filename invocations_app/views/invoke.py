@@ -73,14 +73,14 @@ class InvokeView(InvocationsView):
     async def _replay(self, parsed: ParsedRequest, stored: StoredInvocation) -> HttpResponseBase:
         """Answer a repeated request, in the kind that its own body asks for."""
         invocation = parsed.invocation
+        headers = invocation_headers(stored.invocation_id, stored.session_id)
+        if (invocation.stream or invocation.background) and not self.can_stream:
+            return self.error_response(StreamsNeedAsgi(), headers)
         if invocation.background:
             return self._accepted(stored.invocation_id, stored.status, stored.session_id)
-        headers = invocation_headers(stored.invocation_id, stored.session_id)
         if stored.error is not None:
             return self.error_response(stored.error, headers)
         if invocation.stream:
-            if not self.can_stream:
-                return self.error_response(StreamsNeedAsgi(), headers)
             return stream_response(Joiner(stored, self.endpoint).body(), headers)
         ended = await Joiner(stored, self.endpoint).outcome()
         if ended is None:

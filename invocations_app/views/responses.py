@@ -23,6 +23,13 @@ def json_response(content: bytes, status: int, headers: dict[str, str] | None = 
     return HttpResponse(content, status=status, headers=headers, content_type="application/json")
 
 
+def no_content() -> HttpResponse:
+    """Return an answer without a body, and without the type that Django would give it."""
+    response = HttpResponse(status=204)
+    del response["Content-Type"]
+    return response
+
+
 def stream_response(body: StreamBody, headers: dict[str, str] | None = None) -> StreamingHttpResponse:
     """Return a stream of server-sent events.
 
