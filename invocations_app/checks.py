@@ -56,6 +56,27 @@ def check_endpoints(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_database(**kwargs: Any) -> list[CheckMessage]:
+@register(TAG)
+def check_callbacks(**kwargs: Any) -> list[CheckMessage]:
+    """Report what is to be called at start-up and shutdown and cannot be (E004, E008)."""
+    host = conf.get_host()
+    messages: list[CheckMessage] = []
+    for key, paths in (("STARTUP", host.startup), ("SHUTDOWN", host.shutdown)):
+        where = f"{conf.HOST_SETTING}[{key!r}]"
+        for path in paths:
+            found, problems = _import(where, path)
+            messages.extend(problems)
+            if not problems and not callable(found):
+                messages.append(
+                    Error(
+                        f"{where}: {path!r} is not callable.",
+                        hint="Name a function without arguments, sync or async.",
+                        id="invocations.E008",
+                    )
+                )
+    return messages
+
+
     """Report a database that the app uses and that is set up badly for it (W001, W003, W004)."""
     from invocations_app.models import SessionRecord
 

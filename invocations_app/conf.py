@@ -120,9 +120,11 @@ def _strings(example: str) -> Reader:
 
 
 def _paths(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise _Invalid("Write a list of dotted paths.")
-    return tuple(_dotted(item) for item in value)
+    if not isinstance(value, (list, tuple)) or not all(
+        isinstance(item, str) and _DOTTED.fullmatch(item) for item in value
+    ):
+        raise _Invalid("Write a list of dotted paths, such as ['project.clients.open_pool'].")
+    return tuple(value)
 
 
 def _optional_classes(value: Any) -> tuple[Any, ...] | None:
@@ -281,6 +283,11 @@ def _read(
         if item is None:
             known = ", ".join(sorted(keys))
             problems.append(
+        startup: Dotted paths of what is called at start-up, in this order, sync
+            or async, without arguments.
+        shutdown: Likewise at shutdown, when no run lives any more.
+        shutdown_grace_seconds: Time that runs have to end once the process was
+            asked to; then they are interrupted.
                 Problem("invocations.E002", f"{where} has an unknown key {key!r}.", f"Known keys: {known}.")
             )
             continue
@@ -294,6 +301,9 @@ def _read(
         Problem(
             "invocations.E003", f"{where} has no {key!r}.", f"Add {key!r}: a dotted path to an agent or its factory."
         )
+    startup: tuple[str, ...] = _setting(_paths, ())
+    shutdown: tuple[str, ...] = _setting(_paths, ())
+    shutdown_grace_seconds: float = _setting(_number("seconds", minimum=0), 20)
         for key, item in keys.items()
         if item.default is MISSING and key not in given
     )

@@ -52,7 +52,10 @@ class InvokeView(InvocationsView):
             return self.error_response(error, invocation_headers(run.invocation.id, run.session_id))
         if stored is not None:
             reader.leave()
-            return await self._replay(parsed, stored)
+            try:
+                return await self._replay(parsed, stored)
+            except InvocationError as error:
+                return self.error_response(error, invocation_headers(stored.invocation_id, stored.session_id))
         return await self._answer(run, reader)
 
     async def _answer(self, run: Run, reader: FirstReader) -> HttpResponseBase:
