@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scripts import parity
 from tests.parity.compare import our_settings, problems
 from tests.parity.differences import DIFFERENCES, OURS
 from tests.parity.requests import GROUPS, REQUESTS
@@ -94,3 +97,54 @@ def test_docs_list_exactly_the_differences() -> None:
     table = text.partition("| what | the published host | here |\n|---|---|---|\n")[2].partition("\n\n")[0]
     assert table.splitlines() == [difference.row for difference in DIFFERENCES]
     assert RECORDING["version"] in text
+
+
+# What makes the recording.
+
+
+def test_recording_is_written_once_and_a_fresh_one_that_differs_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "recording.json"
+    monkeypatch.setattr(parity, "ROOT", tmp_path)
+    monkeypatch.setattr(parity, "RECORDING", kept)
+    first = {"package": "p", "version": "1", "exchanges": [{"name": "a", "answer": 1}, {"name": "b", "answer": 1}]}
+    assert parity._compare_recordings(first) == []
+    written = kept.read_text()
+    assert json.loads(written) == first
+    assert parity._compare_recordings(first) == []
+    fresh = {"package": "p", "version": "2", "exchanges": [{"name": "a", "answer": 1}, {"name": "b", "answer": 2}]}
+    assert parity._compare_recordings(fresh) == [
+        "The version is 2, recorded: 1",
+        "b: {'name': 'b', 'answer': 2}, recorded: {'name': 'b', 'answer': 1}",
+        "The recording differs. To keep the fresh one, delete recording.json and run this again.",
+    ]
+    assert kept.read_text() == written
+
+
+GUARDED = """
+import socket
+from tests.parity.published import guard
+guard()
+listening = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(listening.getsockname()).close()
+socket.getaddrinfo("localhost", 80)
+for connect in (
+    lambda: socket.socket().connect(("192.0.2.1", 9)),
+    lambda: socket.socket().connect_ex(("192.0.2.1", 9)),
+    lambda: socket.getaddrinfo("example.invalid", 443),
+):
+    try:
+        connect()
+    except PermissionError as error:
+        print(error)
+"""
+
+
+def test_process_of_the_published_host_reaches_loopback_only() -> None:
+    done = subprocess.run([sys.executable, "-c", GUARDED], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "no connection but to loopback: 192.0.2.1",
+        "no connection but to loopback: 192.0.2.1",
+        "no connection but to loopback: example.invalid",
+    ]
