@@ -55,8 +55,6 @@ def check_endpoints(**kwargs: Any) -> list[CheckMessage]:
 
 
 @register(TAG)
-def check_database(**kwargs: Any) -> list[CheckMessage]:
-@register(TAG)
 def check_callbacks(**kwargs: Any) -> list[CheckMessage]:
     """Report what is to be called at start-up and shutdown and cannot be (E004, E008)."""
     host = conf.get_host()
@@ -77,6 +75,8 @@ def check_callbacks(**kwargs: Any) -> list[CheckMessage]:
     return messages
 
 
+@register(TAG)
+def check_database(**kwargs: Any) -> list[CheckMessage]:
     """Report a database that the app uses and that is set up badly for it (W001, W003, W004)."""
     from invocations_app.models import SessionRecord
 

@@ -245,6 +245,11 @@ class HostSettings:
     Attributes:
         require_targets: A target that cannot be built stops the boot; False: it
             is logged, 503 at ``/readiness`` and 500 to callers.
+        startup: Dotted paths of what is called at start-up, in this order, sync
+            or async, without arguments.
+        shutdown: Likewise at shutdown, when no run lives any more.
+        shutdown_grace_seconds: Time that runs have to end once the process was
+            asked to; then they are interrupted.
         max_concurrent_runs: Runs and waiting turns that a process takes on.
         lease_seconds: Time after which a run whose process is silent counts as
             interrupted, and its session is free again.
@@ -258,6 +263,9 @@ class HostSettings:
     """
 
     require_targets: bool = _setting(_boolean, True)
+    startup: tuple[str, ...] = _setting(_paths, ())
+    shutdown: tuple[str, ...] = _setting(_paths, ())
+    shutdown_grace_seconds: float = _setting(_number("seconds", minimum=0), 20)
     max_concurrent_runs: int = _setting(_number("runs", minimum=1, whole=True), 1000)
     lease_seconds: float = _setting(_number("seconds", minimum=1), 15)
     event_flush_milliseconds: float = _setting(_number("milliseconds", minimum=1), 250)
@@ -283,11 +291,6 @@ def _read(
         if item is None:
             known = ", ".join(sorted(keys))
             problems.append(
-        startup: Dotted paths of what is called at start-up, in this order, sync
-            or async, without arguments.
-        shutdown: Likewise at shutdown, when no run lives any more.
-        shutdown_grace_seconds: Time that runs have to end once the process was
-            asked to; then they are interrupted.
                 Problem("invocations.E002", f"{where} has an unknown key {key!r}.", f"Known keys: {known}.")
             )
             continue
@@ -301,9 +304,6 @@ def _read(
         Problem(
             "invocations.E003", f"{where} has no {key!r}.", f"Add {key!r}: a dotted path to an agent or its factory."
         )
-    startup: tuple[str, ...] = _setting(_paths, ())
-    shutdown: tuple[str, ...] = _setting(_paths, ())
-    shutdown_grace_seconds: float = _setting(_number("seconds", minimum=0), 20)
         for key, item in keys.items()
         if item.default is MISSING and key not in given
     )

@@ -178,6 +178,11 @@ class Run:
         """
         if self._stop is None and not self._over:
             self._stop = error
+            # Not before its first step: a task that is cancelled before that never runs, and so never ends its run.
+            asyncio.get_running_loop().call_soon(self._cancel_task)
+
+    def _cancel_task(self) -> None:
+        if not self._over:
             self.task.cancel()
 
     # The task
@@ -188,11 +193,6 @@ class Run:
             # Sync code of the run gets a thread of its own: the request's is gone before the run is.
             async with ThreadSensitiveContext(executor=executor):
                 await self._guarded()
-            # Not before its first step: a task that is cancelled before that never runs, and so never ends its run.
-            asyncio.get_running_loop().call_soon(self._cancel_task)
-
-    def _cancel_task(self) -> None:
-        if not self._over:
         finally:
             executor.end()
             self._host.forget(self)
