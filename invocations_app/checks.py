@@ -11,6 +11,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.utils.module_loading import import_string
 
@@ -35,13 +36,14 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_endpoints(**kwargs: Any) -> list[CheckMessage]:
-    """Report what an endpoint names and cannot use (E004, E006 to E010; W002, W006)."""
+    """Report what an endpoint names and cannot use (E004, E006 to E011; W002, W006)."""
     messages: list[CheckMessage] = []
     for endpoint in conf.get_endpoints().values():
         messages.extend(_check_target(endpoint))
         messages.extend(_check_hooks(endpoint))
         messages.extend(_check_session_store(endpoint))
         messages.extend(_check_classes(endpoint))
+        messages.extend(_check_push_destinations(endpoint))
         if endpoint.trust_isolation_headers and not _has_middleware():
             messages.append(
                 Error(
@@ -207,6 +209,31 @@ def _check_classes(endpoint: conf.EndpointSettings) -> Iterator[CheckMessage]:
                     hint=f"Make {method!r} a plain method, and keep it cheap.",
                     id="invocations.W006",
                 )
+
+
+def _check_push_destinations(endpoint: conf.EndpointSettings) -> Iterator[CheckMessage]:
+    from invocations_app import delivery
+
+    for name, destination in endpoint.push_destinations.items():
+        where = f"{_where(endpoint)}['PUSH_DESTINATIONS'][{name!r}]"
+        _, messages = _import(where, destination.backend)
+        yield from messages
+        if messages:
+            continue
+        try:
+            delivery.make_backend(destination)
+        except ImproperlyConfigured as error:
+            problem = str(error)
+        except Exception as error:
+            # Its text may hold an option's value, and with it a secret.
+            problem = f"the backend cannot be made: {type(error).__name__}."
+        else:
+            continue
+        yield Error(
+            f"{where}: {problem}",
+            hint="Correct 'BACKEND' and 'OPTIONS'; docs/delivery.md has those of the webhook.",
+            id="invocations.E011",
+        )
 
 
 def _name(item: Any) -> str:

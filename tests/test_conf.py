@@ -58,6 +58,7 @@ def test_every_default_is_as_documented():
         "session_wait_seconds": 30,
         "reader_stall_seconds": 30,
         "unsupported_options": "warn",
+        "push_destinations": {},
         "authentication_classes": None,
         "permission_classes": None,
         "throttle_classes": None,

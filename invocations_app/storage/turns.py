@@ -23,7 +23,7 @@ from invocations_app.exceptions import RunCancelled, RunInterrupted, SessionBusy
 from invocations_app.isolation import Scope
 from invocations_app.models import InvocationRecord, PendingRecord, SessionRecord
 from invocations_app.pending import CheckReply, PendingRequest
-from invocations_app.storage import checkpoints, clock, database, pending, records
+from invocations_app.storage import checkpoints, clock, database, deliveries, pending, records
 from invocations_app.storage.invocations import StoredInvocation, interrupt, read_now
 from invocations_app.storage.snapshots import MessageRow
 
@@ -240,6 +240,7 @@ def _insert(
         status=status,
         metadata=json.dumps(dict(invocation.metadata)) if invocation.metadata else "",
         created_at=timezone.now(),
+        **deliveries.columns_of(invocation.delivery),
     )
 
 
