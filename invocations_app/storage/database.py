@@ -81,6 +81,22 @@ def _call(function: Callable[..., T], args: tuple[Any, ...]) -> T:
             with contextlib.suppress(DatabaseError):
                 connection.close()
         raise
+    finally:
+        if connection.settings_dict["OPTIONS"].get("pool") and not connection.in_atomic_block:
+            # Closing gives it back. Kept by these threads, a small pool would be empty for everybody else.
+            with contextlib.suppress(DatabaseError):
+                connection.close()
+
+
+def release_thread() -> None:
+    """Close the calling thread's connections, but for those in a transaction.
+
+    For the thread of a request that goes on for long: Django closes its
+    connections at the end of the response only, so each open stream would hold one.
+    """
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close()
 
 
 def _is_usable(connection: Any) -> bool:
