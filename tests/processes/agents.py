@@ -2,8 +2,8 @@
 
 Every answer begins with that number and a bar. The last user text is a token of
 the test's, and after a blank perhaps what to do: ``words 40 0.05`` says that
-many words with a pause in seconds before each, ``long 40 9000`` that many
-words of a length at once, ``gate <name>`` a word, then waits at a gate, then another.
+many words with a pause in seconds before each, ``long 40 0.05 9000`` the same
+with words of a length, ``gate <name>`` a word, then waits at a gate, then another.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ async def _pieces(program: list[str]) -> AsyncGenerator[str]:
             for number in range(int(count)):
                 await asyncio.sleep(float(pause))
                 yield f"w{number} "
-        case ["long", count, size]:
+        case ["long", count, pause, size]:
             for _ in range(int(count)):
+                await asyncio.sleep(float(pause))
                 yield "x" * int(size)
         case ["gate", name]:
             yield "before "
