@@ -52,7 +52,7 @@ from invocations_app.runs.executor import RunExecutor
 from invocations_app.runs.host import FLUSH_EVENTS, get_host
 from invocations_app.runs.settle import settle, whole
 from invocations_app.runs.tape import Tape
-from invocations_app.storage import database, endings, invocations, turns
+from invocations_app.storage import database, endings, groups, invocations, turns
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.event_log import Batch
 from invocations_app.storage.invocations import StoredInvocation
@@ -298,7 +298,7 @@ class Run:
         )
         try:
             # It cannot be called back: a claim that is made just as the run is cancelled has to be released.
-            return await whole(turns.begin(request), self._hold)
+            return await whole(groups.begin(request), self._hold)
         except database.UNREACHABLE as error:
             raise StorageUnavailable from error
 
@@ -369,7 +369,7 @@ class Run:
         try:
             async with self.ending:
                 ending = self._ending()
-                await whole(self._patiently(lambda: endings.commit(turn, change, answer, ending)), committed.append)
+                await whole(self._patiently(lambda: groups.commit(turn, change, answer, ending)), committed.append)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not committed or self._stop is None or task is None:

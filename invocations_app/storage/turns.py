@@ -151,7 +151,7 @@ async def begin(request: TurnRequest) -> Begun:
         StoredStateUnreadable: If the session's row is not its own.
         DatabaseError: If the database is not reachable.
     """
-    return await database.run(_begin, request)
+    return await database.run(begin_now, request)
 
 
 async def claim(waiting: Waiting) -> Turn | None:
@@ -185,7 +185,12 @@ async def give_up(waiting: Waiting) -> bool:
     return await database.run(_give_up, waiting)
 
 
-def _begin(request: TurnRequest) -> Begun:
+def begin_now(request: TurnRequest) -> Begun:
+    """Begin a turn in a transaction of its own, on a database thread; see `begin`.
+
+    Args:
+        request: What begins the turn.
+    """
     using = database.alias()
     try:
         with transaction.atomic(using=using):
