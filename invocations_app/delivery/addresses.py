@@ -98,8 +98,10 @@ def _parts(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Iterator[A
 
 
 def _is_global(address: Any) -> bool:
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        # Python's own word on it differs from version to version; the IPv4 address is looked at by itself.
+    if isinstance(address, ipaddress.IPv6Address) and (
+        address.ipv4_mapped is not None or address in _IPV4_BEHIND_NAT64
+    ):
+        # Nothing but the IPv4 address in it, which is looked at by itself.
         return True
     return address.is_global and not (
         address.is_private

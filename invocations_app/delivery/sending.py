@@ -107,6 +107,7 @@ async def _push(endpoint: EndpointSettings, parcel: Parcel, name: str, body: Map
     """Push to one destination, and write down at once what became of it."""
     # In a task of its own: a backend that swallows its cancellation is not waited for.
     push = asyncio.ensure_future(_call(endpoint, name, body))
+    push.add_done_callback(_forget)
     try:
         done, _ = await asyncio.wait([push], timeout=PUSH_SECONDS)
     finally:
@@ -119,6 +120,12 @@ async def _push(endpoint: EndpointSettings, parcel: Parcel, name: str, body: Map
         logger.warning("Invocation %s was not pushed to %r: %s%s.", parcel.correlation_id, name, kind, _place_of(error))
         report = DeliveryReport(failed=(FailedPush(name, kind),))
     await _write(parcel, report)
+
+
+def _forget(push: asyncio.Task[None]) -> None:
+    """Look at what a push raised when nobody waits any more: unseen, asyncio would log its text."""
+    if not push.cancelled():
+        push.exception()
 
 
 class CancelledPush(Exception):
