@@ -3,9 +3,10 @@
 VENV ?= .venv
 PORT ?= 8000
 BIN := $(VENV)/bin
+PARITY_VENV ?= .venv-parity
 
 .DEFAULT_GOAL := help
-.PHONY: help setup site test lint format migrations-check pytest run demo demo-check soak
+.PHONY: help setup site test lint format migrations-check pytest run demo demo-check soak parity
 
 help: ## show these words
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -45,6 +46,9 @@ demo-check: site ## start the demonstration and compare its answers with the REA
 soak: setup ## the long measurements
 	$(BIN)/pytest -m soak --timeout 3600
 
+parity: $(PARITY_VENV)/installed ## compare with the published Foundry host and its recorded answers
+	$(PARITY_VENV)/bin/python scripts/parity.py
+
 $(BIN)/python:
 	python=$$(sh scripts/find_python.sh) && "$$python" -m venv $(VENV)
 
@@ -55,4 +59,9 @@ $(VENV)/installed-test: pyproject.toml | $(BIN)/python
 
 $(VENV)/installed-site: pyproject.toml | $(BIN)/python
 	@cmp -s pyproject.toml $@ || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[site]'
+	@cp pyproject.toml $@
+
+$(PARITY_VENV)/installed: pyproject.toml
+	@test -x $(PARITY_VENV)/bin/python || { python=$$(sh scripts/find_python.sh) && "$$python" -m venv $(PARITY_VENV); }
+	@cmp -s pyproject.toml $@ || $(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[site,parity]'
 	@cp pyproject.toml $@

@@ -36,13 +36,14 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_endpoints(**kwargs: Any) -> list[CheckMessage]:
-    """Report what an endpoint names and cannot use (E004, E006 to E010; W002, W006)."""
+    """Report what an endpoint names and cannot use (E004, E006 to E011; W002, W006)."""
     messages: list[CheckMessage] = []
     for endpoint in conf.get_endpoints().values():
         messages.extend(_check_target(endpoint))
         messages.extend(_check_hooks(endpoint))
         messages.extend(_check_session_store(endpoint))
         messages.extend(_check_classes(endpoint))
+        messages.extend(_check_push_destinations(endpoint))
         if endpoint.trust_isolation_headers and not _has_middleware():
             messages.append(
                 Error(
@@ -52,6 +53,27 @@ def check_endpoints(**kwargs: Any) -> list[CheckMessage]:
                     id="invocations.E006",
                 )
             )
+    return messages
+
+
+@register(TAG)
+def check_callbacks(**kwargs: Any) -> list[CheckMessage]:
+    """Report what is to be called at start-up and shutdown and cannot be (E004, E008)."""
+    host = conf.get_host()
+    messages: list[CheckMessage] = []
+    for key, paths in (("STARTUP", host.startup), ("SHUTDOWN", host.shutdown)):
+        where = f"{conf.HOST_SETTING}[{key!r}]"
+        for path in paths:
+            found, problems = _import(where, path)
+            messages.extend(problems)
+            if not problems and not callable(found):
+                messages.append(
+                    Error(
+                        f"{where}: {path!r} is not callable.",
+                        hint="Name a function without arguments, sync or async.",
+                        id="invocations.E008",
+                    )
+                )
     return messages
 
 
@@ -227,6 +249,31 @@ def _check_classes(endpoint: conf.EndpointSettings) -> Iterator[CheckMessage]:
                     hint=f"Make {method!r} a plain method, and keep it cheap.",
                     id="invocations.W006",
                 )
+
+
+def _check_push_destinations(endpoint: conf.EndpointSettings) -> Iterator[CheckMessage]:
+    from invocations_app import delivery
+
+    for name, destination in endpoint.push_destinations.items():
+        where = f"{_where(endpoint)}['PUSH_DESTINATIONS'][{name!r}]"
+        _, messages = _import(where, destination.backend)
+        yield from messages
+        if messages:
+            continue
+        try:
+            delivery.make_backend(destination)
+        except ImproperlyConfigured as error:
+            problem = str(error)
+        except Exception as error:
+            # Its text may hold an option's value, and with it a secret.
+            problem = f"the backend cannot be made: {type(error).__name__}."
+        else:
+            continue
+        yield Error(
+            f"{where}: {problem}",
+            hint="Correct 'BACKEND' and 'OPTIONS'; docs/delivery.md has those of the webhook.",
+            id="invocations.E011",
+        )
 
 
 def _name(item: Any) -> str:

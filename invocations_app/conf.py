@@ -120,9 +120,11 @@ def _strings(example: str) -> Reader:
 
 
 def _paths(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise _Invalid("Write a list of dotted paths.")
-    return tuple(_dotted(item) for item in value)
+    if not isinstance(value, (list, tuple)) or not all(
+        isinstance(item, str) and _DOTTED.fullmatch(item) for item in value
+    ):
+        raise _Invalid("Write a list of dotted paths, such as ['project.clients.open_pool'].")
+    return tuple(value)
 
 
 def _optional_classes(value: Any) -> tuple[Any, ...] | None:
@@ -135,7 +137,43 @@ def _optional_classes(value: Any) -> tuple[Any, ...] | None:
     return tuple(value)
 
 
+@dataclass(frozen=True, slots=True)
+class PushDestination:
+    """One entry of ``PUSH_DESTINATIONS``.
+
+    Attributes:
+        backend: Dotted path of a class, or of a function that returns a backend.
+        options: What it is called with, as keyword arguments in lower case;
+            not in the text of this object, as secrets are among them.
+    """
+
+    backend: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+
+
+def _push_destinations(value: Any) -> Mapping[str, PushDestination]:
+    wanted = (
+        "Write a dictionary such as {'crm': {'BACKEND': 'invocations_app.delivery.WebhookPush', 'OPTIONS': {…}}}, "
+        "its keys of letters, digits, '_' and '-' (64 at most)."
+    )
+    if not isinstance(value, Mapping):
+        raise _Invalid(wanted)
+    destinations = {}
+    for name, entry in value.items():
+        if not isinstance(name, str) or _ALIAS.fullmatch(name) is None or not isinstance(entry, Mapping):
+            raise _Invalid(wanted)
+        options = entry.get("OPTIONS", {})
+        if not {"BACKEND"} <= set(entry) <= {"BACKEND", "OPTIONS"} or not isinstance(options, Mapping):
+            raise _Invalid(f"Give {name!r} a 'BACKEND' and, as a dictionary, 'OPTIONS'; nothing else.")
+        if not all(isinstance(key, str) for key in options) or len({key.lower() for key in options}) != len(options):
+            raise _Invalid(f"Give each of the 'OPTIONS' of {name!r} a name of its own.")
+        destinations[name] = PushDestination(_dotted(entry["BACKEND"]), dict(options))
+    return destinations
+
+
 def _setting(read: Reader, default: Any = MISSING) -> Any:
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, hash=False, metadata={"read": read})
     return field(default=default, metadata={"read": read})
 
 
@@ -200,6 +238,7 @@ class EndpointSettings:
             as having left.
         unsupported_options: What to do with options that the target's ``run``
             cannot take: ``warn`` drops them, ``error`` refuses.
+        push_destinations: Where a run hook may send answers, by name.
         authentication_classes: As in DRF; None: those of ``REST_FRAMEWORK``.
         permission_classes: As in DRF; None: those of ``REST_FRAMEWORK``.
         throttle_classes: As in DRF; None: those of ``REST_FRAMEWORK``.
@@ -226,6 +265,7 @@ class EndpointSettings:
     session_wait_seconds: float = _setting(_number("seconds", minimum=0), 30)
     reader_stall_seconds: float = _setting(_number("seconds", minimum=0.001), 30)
     unsupported_options: Literal["warn", "error"] = _setting(_choice("warn", "error"), "warn")
+    push_destinations: Mapping[str, PushDestination] = _setting(_push_destinations, {})
     authentication_classes: tuple[Any, ...] | None = _setting(_optional_classes, None)
     permission_classes: tuple[Any, ...] | None = _setting(_optional_classes, None)
     throttle_classes: tuple[Any, ...] | None = _setting(_optional_classes, None)
@@ -243,6 +283,11 @@ class HostSettings:
     Attributes:
         require_targets: A target that cannot be built stops the boot; False: it
             is logged, 503 at ``/readiness`` and 500 to callers.
+        startup: Dotted paths of what is called at start-up, in this order, sync
+            or async, without arguments.
+        shutdown: Likewise at shutdown, when no run lives any more.
+        shutdown_grace_seconds: Time that runs have to end once the process was
+            asked to; then they are interrupted.
         max_concurrent_runs: Runs and waiting turns that a process takes on.
         lease_seconds: Time after which a run whose process is silent counts as
             interrupted, and its session is free again.
@@ -256,6 +301,9 @@ class HostSettings:
     """
 
     require_targets: bool = _setting(_boolean, True)
+    startup: tuple[str, ...] = _setting(_paths, ())
+    shutdown: tuple[str, ...] = _setting(_paths, ())
+    shutdown_grace_seconds: float = _setting(_number("seconds", minimum=0), 20)
     max_concurrent_runs: int = _setting(_number("runs", minimum=1, whole=True), 1000)
     lease_seconds: float = _setting(_number("seconds", minimum=1), 15)
     event_flush_milliseconds: float = _setting(_number("milliseconds", minimum=1), 250)
@@ -295,7 +343,7 @@ def _read(
             "invocations.E003", f"{where} has no {key!r}.", f"Add {key!r}: a dotted path to an agent or its factory."
         )
         for key, item in keys.items()
-        if item.default is MISSING and key not in given
+        if item.default is item.default_factory is MISSING and key not in given
     )
     return values, problems
 

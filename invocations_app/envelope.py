@@ -43,7 +43,8 @@ class Invocation:
         background: Whether the caller is answered at once.
         options: Run options for the target.
         metadata: The caller's metadata: for hooks and the record only.
-        delivery: Who gets the answer.
+        delivery: Who gets the answer: the caller, nobody, or the push
+            destinations of these names.
     """
 
     id: str
@@ -58,6 +59,11 @@ class Invocation:
     options: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     delivery: Delivery = "originating"
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """Whether the caller is told that the invocation was taken, and no more."""
+        return self.background or self.delivery != "originating"
 
 
 @dataclass(frozen=True, slots=True)

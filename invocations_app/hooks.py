@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 _FIXED_FIELDS = ("id", "endpoint", "dialect", "background")
 _SESSION_MODES = ("auto", "required", "disabled")
+_MAX_DESTINATION_CHARACTERS = 64
 _COPIED = (AgentResponse, AgentResponseUpdate, Message, Content)
 
 
@@ -174,6 +175,18 @@ def _is_storable(session_id: str) -> bool:
     return not has_surrogates(session_id)
 
 
+def _is_delivery(value: Any) -> bool:
+    if isinstance(value, str):
+        return value in ("originating", "none")
+    return (
+        isinstance(value, tuple)
+        and bool(value)
+        and all(isinstance(name, str) and 0 < len(name) <= _MAX_DESTINATION_CHARACTERS for name in value)
+        and all(name.isprintable() for name in value)
+        and len(set(value)) == len(value)
+    )
+
+
 def _is_json(value: Mapping[str, Any]) -> bool:
     try:
         json.dumps(dict(value), allow_nan=False)
@@ -198,6 +211,11 @@ def _problem_of(given: Invocation, returned: Any, *, asks_agent: bool) -> str | 
         return "set 'session_id' to a string with control characters or lone surrogates"
     if returned.session_mode not in _SESSION_MODES:
         return f"set 'session_mode' to {returned.session_mode!r}, not one of {', '.join(_SESSION_MODES)}"
+    if not _is_delivery(returned.delivery):
+        return (
+            f"set 'delivery' to {type(returned.delivery).__name__}, not 'originating', 'none' or a tuple of "
+            "names of push destinations, each once"
+        )
     if not isinstance(returned.stream, bool):
         return f"set 'stream' to {type(returned.stream).__name__}, not bool"
     for name in ("options", "metadata"):

@@ -110,6 +110,15 @@ class InvocationRecord(Scoped):
         CANCELLED = "cancelled", _("cancelled")
         INTERRUPTED = "interrupted", _("interrupted")
 
+    class Delivery(models.TextChoices):
+        """Where the answer goes: empty is to the caller; of several pushes the worst is told."""
+
+        NONE = "none", _("none: it waits")
+        UNSENT = "unsent", _("not sent yet")
+        FAILED = "failed", _("failed")
+        SKIPPED = "skipped", _("unknown destination")
+        PUSHED = "pushed", _("pushed")
+
     key = models.CharField(_("key digest"), max_length=64, unique=True, editable=False)
     invocation_id = models.CharField(_("invocation id"), max_length=256)
     correlation_id = models.CharField(_("correlation id"), max_length=32, editable=False)
@@ -144,6 +153,11 @@ class InvocationRecord(Scoped):
     metadata = models.TextField(_("metadata"), blank=True, default="")
     input = models.TextField(_("input"), blank=True, default="", editable=False)
     event_count = models.PositiveIntegerField(_("events"), default=0)
+    delivery = models.CharField(
+        _("delivery elsewhere"), max_length=16, choices=Delivery.choices, blank=True, default=""
+    )
+    delivery_report = models.TextField(_("delivery report"), blank=True, default="")
+    delivery_claimed_until = models.DateTimeField(_("being sent until"), null=True, blank=True, editable=False)
     created_at = models.DateTimeField(_("created"))
     first_byte_at = models.DateTimeField(_("first byte"), null=True, blank=True)
     finished_at = models.DateTimeField(_("finished"), null=True, blank=True)

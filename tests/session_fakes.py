@@ -35,7 +35,7 @@ from django.test.utils import CaptureQueriesContext
 
 from invocations_app.isolation import get_current_isolation_keys
 from invocations_app.models import SessionRecord
-from invocations_app.storage import database
+from invocations_app.storage import database, grouping
 from tests import fakes
 
 PATH = "/invocations/invoke"
@@ -303,8 +303,29 @@ def failing_statements(fails: Callable[[str], bool]) -> Iterator[None]:
             raise OperationalError(SECRET)
         return real(self, sql, params, many, executor)
 
+    class FailingCursor:
+        """The driver's own cursor, which groups of turns use."""
+
+        def __init__(self, connection: Any) -> None:
+            self._cursor = connection.connection.cursor()
+            self._error = connection.Database.OperationalError
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._cursor, name)
+
+        def execute(self, sql: str, *params: Any) -> Any:
+            if fails(sql):
+                raise self._error(SECRET)
+            return self._cursor.execute(sql, *params)
+
+        def executemany(self, sql: str, rows: Any) -> Any:
+            if fails(sql):
+                raise self._error(SECRET)
+            return self._cursor.executemany(sql, rows)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CursorWrapper, "_execute_with_wrappers", execute)
+        patch.setattr(grouping, "driver_cursor", FailingCursor)
         yield
 
 

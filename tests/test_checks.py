@@ -64,6 +64,7 @@ def test_all_checks_are_registered_under_one_tag():
     assert registered == {
         "check_settings",
         "check_endpoints",
+        "check_callbacks",
         "check_database",
         "check_tasks_backend",
         "check_exposed_errors",
@@ -78,7 +79,8 @@ def test_e002_wrong_settings_are_errors_with_the_words_of_conf():
             Error(
                 "INVOCATIONS_HOST has an unknown key 'X'.",
                 hint="Known keys: BACKGROUND_TASKS_BACKEND, EVENT_FLUSH_MILLISECONDS, EVENT_TTL_SECONDS, "
-                "INVOCATION_TTL_SECONDS, LEASE_SECONDS, MAX_CONCURRENT_RUNS, REQUIRE_TARGETS, SESSION_TTL_SECONDS.",
+                "INVOCATION_TTL_SECONDS, LEASE_SECONDS, MAX_CONCURRENT_RUNS, REQUIRE_TARGETS, SESSION_TTL_SECONDS, "
+                "SHUTDOWN, SHUTDOWN_GRACE_SECONDS, STARTUP.",
                 id="invocations.E002",
             )
         ]
@@ -104,6 +106,26 @@ def test_e004_a_dotted_path_that_cannot_be_imported(key, value, path):
             id="invocations.E004",
         )
     ]
+
+
+@pytest.mark.parametrize("key", ["STARTUP", "SHUTDOWN"])
+def test_callbacks_of_the_process_must_be_there_and_callable(key):
+    paths = ["no_such.module", "tests.fakes.build_echo", "tests.test_checks.not_callable"]
+    where = f"INVOCATIONS_HOST[{key!r}]"
+    with override_settings(INVOCATIONS_HOST={key: paths}):
+        assert checks.check_callbacks() == [
+            Error(
+                f"{where}: 'no_such.module' cannot be imported: ModuleNotFoundError: No module named 'no_such'",
+                hint=FIX_IMPORT,
+                id="invocations.E004",
+            ),
+            Error(
+                f"{where}: 'tests.test_checks.not_callable' is not callable.",
+                hint="Name a function without arguments, sync or async.",
+                id="invocations.E008",
+            ),
+        ]
+    assert fakes.built == []
 
 
 def test_e004_a_name_that_its_module_does_not_have():

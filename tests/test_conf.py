@@ -13,6 +13,7 @@ DOTTED = "Write a dotted path, such as 'project.agents.build_assistant'."
 HOOK = "Write a dotted path, such as 'project.hooks.run_hook', or None."
 CLASSES = "Write a list of dotted paths of classes, or None for those of REST_FRAMEWORK."
 PATH = "Write a URL path without outer slashes, such as 'invocations' or 'api/agent'."
+PATHS = "Write a list of dotted paths, such as ['project.clients.open_pool']."
 TRUTH = "Write True or False."
 
 
@@ -57,6 +58,7 @@ def test_every_default_is_as_documented():
         "session_wait_seconds": 30,
         "reader_stall_seconds": 30,
         "unsupported_options": "warn",
+        "push_destinations": {},
         "authentication_classes": None,
         "permission_classes": None,
         "throttle_classes": None,
@@ -71,6 +73,9 @@ def test_every_default_is_as_documented():
         session_ttl_seconds=None,
         invocation_ttl_seconds=2_592_000,
         background_tasks_backend=None,
+        startup=(),
+        shutdown=(),
+        shutdown_grace_seconds=20,
     )
 
 
@@ -125,6 +130,9 @@ def test_every_key_of_the_process_is_read():
         "SESSION_TTL_SECONDS": 60,
         "INVOCATION_TTL_SECONDS": None,
         "BACKGROUND_TASKS_BACKEND": "default",
+        "STARTUP": ("a.b", "c.d"),
+        "SHUTDOWN": ("e.f",),
+        "SHUTDOWN_GRACE_SECONDS": 0,
     }
     with override_settings(INVOCATIONS_HOST=host):
         assert conf.get_problems() == ()
@@ -242,6 +250,12 @@ def test_a_value_that_a_key_cannot_have(key, value, hint):
         ("INVOCATION_TTL_SECONDS", False, "Write a number of seconds, 1 or more, or None."),
         ("BACKGROUND_TASKS_BACKEND", "", "Write an alias of TASKS, or None."),
         ("BACKGROUND_TASKS_BACKEND", 1, "Write an alias of TASKS, or None."),
+        ("STARTUP", "a.b", PATHS),
+        ("STARTUP", ["b"], PATHS),
+        ("SHUTDOWN", [print], PATHS),
+        ("SHUTDOWN", None, PATHS),
+        ("SHUTDOWN_GRACE_SECONDS", -1, "Write a number of seconds, 0 or more."),
+        ("SHUTDOWN_GRACE_SECONDS", None, "Write a number of seconds, 0 or more."),
     ],
 )
 def test_a_value_that_a_key_of_the_process_cannot_have(key, value, hint):

@@ -21,6 +21,7 @@ from invocations_app.models import InvocationRecord, SessionRecord
 from invocations_app.runs.host import live_runs
 from invocations_app.storage import endings, turns
 from tests import fakes
+from tests.alone import go_alone
 from tests.server import Wire, every_loop, wait_until
 
 SYNC = "tests.sync_middleware.SyncOnlyMiddleware"
@@ -147,7 +148,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[threading.Eve
 
     def hold(name: str) -> tuple[threading.Event, threading.Event]:
         reached, may_go = threading.Event(), threading.Event()
-        module = turns if name == "_begin" else endings
+        module = turns if name == "begin_now" else endings
         transaction = getattr(module, name)
 
         def wait(*args: Any) -> Any:
@@ -156,6 +157,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[threading.Eve
                 assert may_go.wait(4)
             return transaction(*args)
 
+        go_alone(monkeypatch)
         monkeypatch.setattr(module, name, wait)
         return reached, may_go
 
@@ -169,7 +171,7 @@ def test_leaving_while_the_session_is_claimed(
 ) -> None:
     endpoint(mode)
     fakes.script(["pong"])
-    reached, may_go = held("_begin")
+    reached, may_go = held("begin_now")
     call = wire.post(body)
     assert reached.wait(2)
     call.leave()
@@ -281,7 +283,7 @@ def test_leaving_while_the_commit_runs_leaves_the_turn_standing(
 ) -> None:
     endpoint(mode)
     fakes.script(["pong"])
-    reached, may_go = held("_commit")
+    reached, may_go = held("commit_now")
     call = wire.post(body)
     assert reached.wait(2)
     call.leave()

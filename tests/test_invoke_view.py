@@ -17,6 +17,7 @@ from invocations_app.conf import DEFAULT_OPTIONS
 from invocations_app.models import InvocationRecord, MessageRecord, SessionRecord
 from invocations_app.storage import database, invocations, turns
 from tests import fakes
+from tests.alone import go_alone
 from tests.client import INVOKE, endpoint, post, post_raw, records, rows
 from tests.frames import SseEvent, read_events, read_text
 
@@ -445,11 +446,12 @@ async def test_a_session_that_somebody_else_wrote_is_409(settings, change, text,
 
 
 @in_database
-@pytest.mark.parametrize(("module", "transaction"), [(turns, "_begin"), (invocations, "_look_up")])
+@pytest.mark.parametrize(("module", "transaction"), [(turns, "begin_now"), (invocations, "_look_up")])
 async def test_a_database_that_is_away_before_the_turn_is_503(monkeypatch, caplog, module, transaction):
     def away(request: Any) -> None:
         raise OperationalError("the database is away")
 
+    go_alone(monkeypatch)
     monkeypatch.setattr(module, transaction, away)
     response = await post({"message": "a", "stream": True}, headers={"x-agent-invocation-id": "i1"})
     assert (response.status_code, response.content) == (503, b'{"error":"storage is not available"}')

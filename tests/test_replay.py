@@ -16,6 +16,7 @@ from invocations_app.runs.host import live_runs
 from invocations_app.storage import turns
 from invocations_app.storage.turns import TurnRequest
 from tests import fakes
+from tests.alone import replace_begin
 from tests.client import INVOKE, endpoint, post, records
 from tests.durable import (
     DONE,
@@ -286,7 +287,7 @@ async def test_twenty_equal_requests_at_once_are_run_once():
 
 async def test_requests_that_met_behind_the_look_up_are_run_once(monkeypatch):
     fakes.script(["a"])
-    begin = turns._begin
+    begin = turns.begin_now
     begun: list[Any] = []
 
     def note(request: TurnRequest) -> Any:
@@ -296,7 +297,7 @@ async def test_requests_that_met_behind_the_look_up_are_run_once(monkeypatch):
     async def nothing(*args: Any) -> None:
         return None
 
-    monkeypatch.setattr(turns, "_begin", note)
+    replace_begin(monkeypatch, note)
     monkeypatch.setattr("invocations_app.storage.invocations.look_up", nothing)
     answers = await asyncio.gather(*[ask("i1", ONE) for _ in range(4)])
     assert {answer.content for answer in answers} == {b'{"response":"a","session_id":"s1"}'}

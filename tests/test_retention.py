@@ -18,7 +18,14 @@ from django.utils import timezone
 from invocations_app.conf import HostSettings
 from invocations_app.envelope import Invocation
 from invocations_app.isolation import Scope
-from invocations_app.models import EventRecord, InvocationRecord, MessageRecord, SessionRecord
+from invocations_app.models import (
+    CheckpointRecord,
+    EventRecord,
+    InvocationRecord,
+    MessageRecord,
+    PendingRecord,
+    SessionRecord,
+)
 from invocations_app.storage import retention, turns
 from invocations_app.storage.retention import Counts, Cutoffs
 from tests.session_fakes import statements
@@ -54,7 +61,7 @@ def make_record(finished_at: datetime | None = OLD, events: int = 0, **kwargs: A
 
 
 def begin(session_id: str) -> turns.Turn:
-    turn = turns._begin(
+    turn = turns.begin_now(
         turns.TurnRequest(
             invocation=Invocation(id=uuid.uuid4().hex, endpoint="default", dialect="channel", session_id=session_id),
             scope=SCOPE,
@@ -152,6 +159,20 @@ def test_a_record_that_awaits_input_is_kept_for_as_long_as_its_session():
     SessionRecord.objects.update(updated_at=OLD)
     assert clear(without_events) == Counts(sessions=1, invocations=1, events=1)
     assert left() == (0, 0, 0, 0)
+
+
+def test_pending_requests_and_checkpoints_go_with_their_session_and_outlive_their_invocation():
+    gone, kept = make_session(OLD), make_session(YOUNG)
+    for session in (gone, kept):
+        record = make_record(OLD, session_record=session)
+        asked = {"session_record": session, "invocation": record, "created_at": NOW}
+        PendingRecord.objects.create(position=0, request_id="r", answered_by=record, **asked)
+        CheckpointRecord.objects.create(checkpoint_id="c", **asked)
+    assert clear() == Counts(sessions=1, invocations=2)
+    left_over = PendingRecord.objects.get()
+    assert (left_over.session_record_id, left_over.invocation_id, left_over.answered_by_id) == (kept.pk, None, None)
+    checkpoint = CheckpointRecord.objects.get()
+    assert (checkpoint.session_record_id, checkpoint.invocation_id) == (kept.pk, None)
 
 
 # What never goes

@@ -17,6 +17,7 @@ from pytest_django import Settings
 from invocations_app.models import InvocationRecord, SessionRecord
 from invocations_app.storage import endings
 from tests import fakes
+from tests.alone import replace_commit
 from tests.frames import read_events, read_text
 from tests.server import SocketCall, Wire, every_loop, server_process
 
@@ -188,13 +189,13 @@ def test_terminator_comes_after_the_commit(wire: Wire) -> None:
 def held_commit(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Commits wait for this event."""
     may_commit = threading.Event()
-    commit = endings._commit
+    commit = endings.commit_now
 
     def hold(*args: Any) -> None:
         assert may_commit.wait(4)
         commit(*args)
 
-    monkeypatch.setattr(endings, "_commit", hold)
+    replace_commit(monkeypatch, hold)
     return may_commit
 
 
@@ -261,7 +262,7 @@ def test_failure_of_the_commit_is_an_error_event(wire: Wire, monkeypatch: pytest
     def refuse(*args: Any) -> None:
         raise error
 
-    monkeypatch.setattr(endings, "_commit", refuse)
+    replace_commit(monkeypatch, refuse)
     fakes.script(["all of it"])
     assert wire.post(IN_SESSION).rest() == b"data: all of it\n\n" + FAILED
     assert the_record().status == "failed"
@@ -272,7 +273,7 @@ def test_failure_of_the_commit_is_a_500_without_stream(wire: Wire, monkeypatch: 
     def refuse(*args: Any) -> None:
         raise DatabaseError("gone")
 
-    monkeypatch.setattr(endings, "_commit", refuse)
+    replace_commit(monkeypatch, refuse)
     fakes.script(["all of it"])
     call = wire.post(PLAIN)
     assert call.rest() == b'{"error":"Agent invocation failed."}'

@@ -69,7 +69,7 @@ def request(
 
 
 def begin_any(session_id: str | None = "s1", **kwargs: Any) -> turns.Begun:
-    return turns._begin(request(session_id, **kwargs))
+    return turns.begin_now(request(session_id, **kwargs))
 
 
 def begin(session_id: str | None = "s1", **kwargs: Any) -> turns.Turn:
@@ -98,7 +98,7 @@ def change_of(turn: turns.Turn, *texts: str) -> SessionChange:
 def commit(turn: turns.Turn, *texts: str, answer: Answer | None = None) -> None:
     change = change_of(turn, *texts) if turn.session is not None else None
     answer = answer or Answer("pong", session_id="s1")
-    endings._commit(turn, change, answer, ending(turn, first_byte_at=timezone.now()))
+    endings.commit_now(turn, change, answer, ending(turn, first_byte_at=timezone.now()))
 
 
 def fail(turn: turns.Turn | turns.Waiting, error: Any) -> None:
@@ -204,7 +204,7 @@ def test_the_next_turn_gets_what_was_committed():
 def test_without_a_session_there_is_a_record_only(session_id, mode, recorded):
     turn = begin(session_id, session_mode=mode)
     assert turn.session is None
-    endings._commit(turn, None, Answer("pong"), ending(turn))
+    endings.commit_now(turn, None, Answer("pong"), ending(turn))
     assert (record_of(turn).status, record_of(turn).session_id, record_of(turn).session_record_id) == (
         "succeeded",
         recorded,
@@ -222,7 +222,7 @@ def test_an_answer_that_leaves_something_pending_awaits_input():
 
 def test_a_turn_of_another_store_moves_the_version_only():
     turn = begin()
-    endings._commit(turn, SessionChange(None), Answer("pong", session_id="s1"), ending(turn))
+    endings.commit_now(turn, SessionChange(None), Answer("pong", session_id="s1"), ending(turn))
     session = SessionRecord.objects.get()
     assert (session.version, session.state, session.message_count, session.claimed_by) == (1, "", 0, None)
 
@@ -235,7 +235,7 @@ def test_an_uncontended_turn_makes_few_queries():
         turn = begin()
     change = change_of(turn, *map(str, range(30)))
     with CaptureQueriesContext(connection) as committed:
-        endings._commit(turn, change, Answer("pong"), ending(turn, b"data: a\n\n"))
+        endings.commit_now(turn, change, Answer("pong"), ending(turn, b"data: a\n\n"))
     assert statements(first) == [
         "SELECT invocationrecord",
         "SELECT sessionrecord",
@@ -268,7 +268,7 @@ def test_a_turn_without_session_makes_fewer():
     with CaptureQueriesContext(connection) as begun:
         turn = begin(None)
     with CaptureQueriesContext(connection) as committed:
-        endings._commit(turn, None, Answer("pong"), ending(turn))
+        endings.commit_now(turn, None, Answer("pong"), ending(turn))
     assert statements(begun) == ["SELECT invocationrecord", "INSERT invocationrecord"]
     assert statements(committed) == ["UPDATE invocationrecord"]
 
@@ -355,7 +355,7 @@ def test_a_turn_of_another_process_is_neither_committed_nor_failed():
 def test_events_are_written_with_the_end():
     good, bad, empty = begin("s1", stream=True), begin("s2", stream=True), begin("s3", stream=True)
     pieces = (b"data: a\n\n", b"data: \xc3\xa9\n\n")
-    endings._commit(good, change_of(good), Answer("ae"), ending(good, *pieces))
+    endings.commit_now(good, change_of(good), Answer("ae"), ending(good, *pieces))
     endings._fail(bad, TargetFailed(), Ending(None, Batch(bad.record_pk, 3, pieces[:1]), 3))
     endings._fail(empty, TargetFailed(), ending(empty))
     logged = EventRecord.objects.order_by("pk").values_list("invocation_id", "first", "last", "frames")
@@ -371,7 +371,7 @@ def test_events_of_a_turn_that_was_lost_are_not_written():
     expire()
     begin()
     with pytest.raises(RunInterrupted):
-        endings._commit(turn, change_of(turn), Answer("a"), ending(turn, b"data: a\n\n"))
+        endings.commit_now(turn, change_of(turn), Answer("a"), ending(turn, b"data: a\n\n"))
     endings._fail(turn, TargetFailed(), ending(turn, b"data: a\n\n"))
     assert EventRecord.objects.count() == 0
 

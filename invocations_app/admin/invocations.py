@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from django.contrib import admin
+from asgiref.sync import async_to_sync
+from django.contrib import admin, messages
+from django.contrib.auth import get_permission_codename
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
@@ -13,9 +15,13 @@ from django.utils.html import format_html
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
+from invocations_app import delivery
 from invocations_app.admin.base import EndpointFilter, ReadOnlyAdmin
 from invocations_app.admin.display import EMPTY, preformatted, seconds
 from invocations_app.models import InvocationRecord, SessionRecord
+
+# They are pushed at the same time, while the page waits.
+MAX_SENT_AGAIN = 50
 
 _NUMBER = re.compile("[0-9]{1,18}")
 
@@ -56,7 +62,8 @@ class SessionFilter(admin.SimpleListFilter):
 class InvocationAdmin(ReadOnlyAdmin):
     """Invocations, to read."""
 
-    deferred_in_list = ("answer", "metadata", "usage")
+    actions = ("send_again",)
+    deferred_in_list = ("answer", "delivery_report", "metadata", "usage")
     list_display = (
         "created",
         "status",
@@ -67,7 +74,7 @@ class InvocationAdmin(ReadOnlyAdmin):
         "duration",
         "total_tokens",
     )
-    list_filter = (SessionFilter, "status", EndpointFilter, DialectFilter, "created_at")
+    list_filter = (SessionFilter, "status", "delivery", EndpointFilter, DialectFilter, "created_at")
     # In order of begin, by the one index that every table has.
     ordering = ("-id",)
     sortable_by = ("created",)
@@ -75,6 +82,7 @@ class InvocationAdmin(ReadOnlyAdmin):
     search_help_text = _("A whole correlation id, invocation id or session id")
     fieldsets = (
         (None, {"fields": ("status", ("error_code", "error_status"), "shown_answer")}),
+        (_("Delivery"), {"fields": ("delivery", "shown_delivery_report")}),
         (_("Caller"), {"fields": (("endpoint", "session_link"), ("user", "user_key"), "chat_key", "shown_metadata")}),
         (
             _("Times and tokens"),
@@ -89,6 +97,33 @@ class InvocationAdmin(ReadOnlyAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         """Nobody deletes: while its record is kept, an invocation id runs at most once."""
         return False
+
+    def has_send_again_permission(self, request: HttpRequest) -> bool:
+        """Who may change invocations may send one again: the pages themselves change nothing."""
+        codename = get_permission_codename("change", self.opts)
+        return request.user.has_perm(f"{self.opts.app_label}.{codename}")
+
+    @admin.action(description=_("Push again what did not arrive"), permissions=["send_again"])
+    def send_again(self, request: HttpRequest, queryset: QuerySet[InvocationRecord]) -> None:
+        """Push results to the destinations that did not take them, and tell what became of it."""
+        chosen = list(queryset.order_by("-id").defer(*self.deferred_in_list)[: MAX_SENT_AGAIN + 1])
+        if len(chosen) > MAX_SENT_AGAIN:
+            text = _("Choose at most %(count)d invocations to push again.") % {"count": MAX_SENT_AGAIN}
+            self.message_user(request, text, messages.ERROR)
+            return
+        reports = async_to_sync(delivery.resend_all)([record.pk for record in chosen])
+        sent = [(record, report) for record, report in zip(chosen, reports, strict=True) if report is not None]
+        for record, _report in sent:
+            self.log_change(request, record, "Pushed again what did not arrive.")
+        arrived = sum(not report.open for _record, report in sent)
+        counts = {"arrived": arrived, "open": len(sent) - arrived, "nothing": len(chosen) - len(sent)}
+        text = _("Everything arrived: %(arrived)d. Something did not: %(open)d. Nothing to push: %(nothing)d.") % counts
+        self.message_user(request, text, messages.WARNING if counts["open"] else messages.SUCCESS)
+
+    @admin.display(description=_("delivery report"))
+    def shown_delivery_report(self, invocation: InvocationRecord) -> str:
+        """Return what became of each push."""
+        return preformatted(invocation.delivery_report)
 
     @admin.display(description=_("created"), ordering="id")
     def created(self, invocation: InvocationRecord) -> Any:

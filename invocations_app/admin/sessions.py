@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.core.paginator import Page, Paginator
 from django.db.models import QuerySet
 from django.db.models.functions import Length
@@ -21,7 +21,9 @@ from django.utils.translation import ngettext
 from invocations_app.admin.base import EndpointFilter, ReadOnlyAdmin, username_lookup
 from invocations_app.admin.display import Excerpt, preformatted, seconds
 from invocations_app.admin.transcript import Part, Reading, read_message
+from invocations_app.exceptions import SessionBusy
 from invocations_app.models import InvocationRecord, MessageRecord, SessionRecord
+from invocations_app.storage.reset import reset_row
 
 MESSAGES_PER_PAGE = 50
 MAX_PAGE_CHARACTERS = 8 * 1024 * 1024
@@ -110,8 +112,9 @@ def _entry(record: Any, payload: str | None, calls: dict[str, str]) -> Entry:
 
 @admin.register(SessionRecord)
 class SessionAdmin(ReadOnlyAdmin):
-    """Sessions: to read, and to delete together with their messages."""
+    """Sessions: to read, to reset, and to delete together with their messages."""
 
+    actions = ("reset",)
     deferred_in_list = ("state",)
     list_display = ("shown_id", "endpoint", "who", "message_count", "updated_at", "archived_at")
     list_filter = (EndpointFilter, ArchivedFilter, "updated_at")
@@ -156,6 +159,33 @@ class SessionAdmin(ReadOnlyAdmin):
             ]
             context |= {"invocations": shown, "more_invocations": len(found) > MAX_INVOCATIONS}
         return super().render_change_form(request, context, *args, **kwargs)
+
+    # It takes a session away from its caller as a deletion does, and is the lesser of the two.
+    @admin.action(description=_("Reset selected sessions: their ids start afresh"), permissions=["delete"])
+    def reset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        """Put sessions away, so that the next turn of each id begins a new one; busy ones are left.
+
+        Args:
+            request: The request.
+            queryset: The chosen sessions.
+        """
+        done = busy = 0
+        for session in queryset.filter(archived_at=None).only("pk", "session_id"):
+            try:
+                if reset_row(session.pk):
+                    done += 1
+                    self.log_change(request, session, "Reset.")
+            except SessionBusy:
+                busy += 1
+        told = ngettext("%d session was reset.", "%d sessions were reset.", done) % done
+        self.message_user(request, told, messages.SUCCESS if done else messages.INFO)
+        if busy:
+            told = ngettext(
+                "%d session has a turn that runs or waits, and was left as it is.",
+                "%d sessions have turns that run or wait, and were left as they are.",
+                busy,
+            )
+            self.message_user(request, told % busy, messages.WARNING)
 
     def _may_view_invocations(self, request: HttpRequest) -> bool:
         if not self.admin_site.is_registered(InvocationRecord):

@@ -86,13 +86,14 @@ async def cancel(scope: Scope, invocation_id: str) -> StoredInvocation | None:
 
 
 async def is_ready() -> list[str]:
-    """Return what keeps this process from serving: ``database``, ``target:<alias>``; empty for nothing."""
+    """Return what keeps this process from serving: ``database``, ``target:<alias>`` and ``shutdown``."""
     failing = []
     try:
         await database.run(_ping)
     except UNREACHABLE:
         failing.append("database")
-    return failing + [f"target:{alias}" for alias in await targets.failing()]
+    failing += [f"target:{alias}" for alias in await targets.failing()]
+    return [*failing, "shutdown"] if get_host().closing else failing
 
 
 def _ping() -> None:

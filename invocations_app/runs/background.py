@@ -15,7 +15,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
-from invocations_app import conf, targets
+from invocations_app import conf, delivery, targets
 from invocations_app.conf import EndpointSettings
 from invocations_app.envelope import Invocation, ParsedRequest
 from invocations_app.exceptions import InvocationError, RunInterrupted, TargetFailed, TargetUnavailable
@@ -132,6 +132,7 @@ async def carry_out(record_pk: int) -> None:
         logger.exception("Invocation %s cannot be run by this worker.", taken.correlation_id)
         held = Handed(record_pk, taken.session_pk, get_host().owner)
         await endings.fail(held, error, Ending(None, Batch(record_pk, 1, ()), 0))
+        await delivery.deliver(record_pk)
         return
     await _finish(
         Run(

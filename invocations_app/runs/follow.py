@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from invocations_app.dialects import get_dialect
 from invocations_app.events import Done, Failed
+from invocations_app.exceptions import ShuttingDown
 from invocations_app.runs.host import get_host
 from invocations_app.runs.run import Run
 from invocations_app.runs.wakeups import get_wakeups
@@ -84,6 +85,9 @@ async def wait_for_end(pk: int) -> StoredInvocation | None:
 
     Returns:
         The ended invocation; None where its record is gone.
+
+    Raises:
+        ShuttingDown: If it runs elsewhere, and this process is to end.
     """
     poll = Poll(pk)
     while True:
@@ -93,11 +97,13 @@ async def wait_for_end(pk: int) -> StoredInvocation | None:
         stored = await invocations.read(pk)
         if stored is None or stored.has_ended:
             return stored
+        if run is None and get_host().closing:
+            raise ShuttingDown
         await poll.pause()
 
 
 class Follower:
-    """Yields the wire events of an invocation from a number on, to its end.
+    """Yields the wire events of an invocation from a number on, to its end or to that of this process.
 
     Args:
         pk: Primary key of the invocation's record.
@@ -167,8 +173,12 @@ class Follower:
         return self._end([], stored)
 
     async def _wait(self) -> list[tuple[int, bytes]]:
-        run = get_host().runs.get(self._pk)
-        if run is not None and not run.invocation.stream:
+        host = get_host()
+        run = host.runs.get(self._pk)
+        if run is None and host.closing:
+            # It ends without an end: a client that comes back is served by another process.
+            self._over = True
+        elif run is not None and not run.invocation.stream:
             await asyncio.shield(run.ended)
         else:
             await self._poll.pause()

@@ -2,7 +2,8 @@
 
 At intervals it writes the events of all runs to the log, renews their leases
 and hears of cancellations: one transaction for all, not one for each. It does
-nothing while nothing runs for longer than an interval.
+nothing while nothing runs for longer than an interval. When the process is to
+end, it lets the runs end, and stops those that do not.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from django.db import DatabaseError
 
 from invocations_app import conf
 from invocations_app.exceptions import Overloaded, RunCancelled, RunInterrupted, ShuttingDown
+from invocations_app.runs.wakeups import get_wakeups
 from invocations_app.storage import event_log, leases
 from invocations_app.storage.event_log import Batch
 
@@ -34,6 +36,8 @@ FLUSH_EVENTS = 64
 _LOOK_SECONDS = 0.5
 # A lease is renewed this many times before it would expire.
 _RENEWALS = 4
+# What is stopped at shutdown has this time to write down its end, before its lease has to run out.
+_STOP_SECONDS = 5
 
 
 class _Count:
@@ -58,6 +62,7 @@ class Host:
     Attributes:
         owner: Random id of this process and loop, by which records know who runs them.
         runs: Every run that has a record, by the record's primary key.
+        closing: Whether no new run is taken any more.
     """
 
     def __init__(self) -> None:
@@ -135,6 +140,43 @@ class Host:
             now = self._loop.time()
             self._looked_at = self._renewed_at = now
             self._arm()
+
+    # The end of the process
+
+    def open(self) -> None:
+        """Take runs, also where a loop is used again after `drain`."""
+        self.closing = False
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Take no new run, let those that live and wait go on for a while, and stop those that outlast it.
+
+        Each is ended as interrupted: with its error event, its record and its session's claim. Whoever
+        follows a run of another process is let go at once.
+
+        Args:
+            grace_seconds: Time that they have to end by themselves.
+        """
+        self.closing = True
+        get_wakeups().wake_all()
+        await self._wait_until_idle(grace_seconds)
+        for run in self.live:
+            run.cancel(RunInterrupted())
+        await self._wait_until_idle(_STOP_SECONDS)
+        for run in self.live:
+            # An agent that holds on to its task; whoever meets the expired lease writes the interruption down.
+            logger.error("Invocation %s did not stop at shutdown.", run.correlation_id)
+        errands = [*self._errands, *([self._tending] if self._tending else [])]
+        for errand in self._errands:
+            errand.cancel()
+        if errands:
+            await asyncio.wait(errands, timeout=_STOP_SECONDS)
+        await get_wakeups().close()
+
+    async def _wait_until_idle(self, seconds: float) -> None:
+        deadline = self._loop.time() + seconds
+        # Further ones may come meanwhile: a repeated request is still looked up.
+        while (tasks := [run.task for run in self._live if not run.task.done()]) and self._loop.time() < deadline:
+            await asyncio.wait(tasks, timeout=deadline - self._loop.time())
 
     # What is done for all of them
 

@@ -10,7 +10,7 @@ from invocations_app import conf
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects import get_dialect
 from invocations_app.events import Done, Failed
-from invocations_app.exceptions import SessionBusy
+from invocations_app.exceptions import SessionBusy, ShuttingDown
 from invocations_app.runs.body import StreamBody
 from invocations_app.runs.follow import Follower, final_frames, wait_for_end, whole_frames
 from invocations_app.runs.host import get_host
@@ -91,13 +91,19 @@ class Joiner:
     Args:
         stored: The invocation that was begun with the id.
         endpoint: The endpoint.
+
+    Raises:
+        ShuttingDown: If it runs elsewhere, and this process is to end.
     """
 
     def __init__(self, stored: StoredInvocation, endpoint: EndpointSettings) -> None:
         self._stored = stored
         self._endpoint = endpoint
         self._follower = Follower(stored.pk, 0, _stored_whole)
-        self._run = None if stored.has_ended else get_host().runs.get(stored.pk)
+        host = get_host()
+        self._run = None if stored.has_ended else host.runs.get(stored.pk)
+        if host.closing and self._run is None and not stored.has_ended:
+            raise ShuttingDown
         self._renewing: asyncio.Task[None] | None = None
         self._told = False
         if self._run is not None:
@@ -114,7 +120,14 @@ class Joiner:
             self._renewing.cancel()
 
     async def outcome(self) -> StoredInvocation | None:
-        """Wait for the end, in whichever process the run is; None where the record is gone."""
+        """Wait for the end, in whichever process the run is.
+
+        Returns:
+            The ended invocation; None where the record is gone.
+
+        Raises:
+            ShuttingDown: If it runs elsewhere, and this process is to end.
+        """
         try:
             return self._stored if self._stored.has_ended else await wait_for_end(self._stored.pk)
         finally:

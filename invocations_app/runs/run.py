@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from asgiref.sync import ThreadSensitiveContext
 from django.utils import timezone
 
-from invocations_app import conf, hooks, isolation, targets
+from invocations_app import conf, delivery, hooks, isolation, targets
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects import get_dialect
 from invocations_app.envelope import Invocation, ParsedRequest
@@ -52,7 +52,7 @@ from invocations_app.runs.executor import RunExecutor
 from invocations_app.runs.host import FLUSH_EVENTS, get_host
 from invocations_app.runs.settle import settle, whole
 from invocations_app.runs.tape import Tape
-from invocations_app.storage import database, endings, handover, invocations, turns
+from invocations_app.storage import database, endings, groups, handover, invocations, turns
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.event_log import Batch
 from invocations_app.storage.handover import Taken
@@ -137,6 +137,7 @@ class Run:
         self._first_byte_at: datetime | None = None
         self._stop: InvocationError | None = None
         self._over = False
+        self._pushing = False
         # A copy of its own: the middleware unsets the keys while the response still streams.
         context = contextvars.copy_context()
         keys = request.keys
@@ -162,7 +163,9 @@ class Run:
     def reader_left(self) -> None:
         """Count one less; that the last one leaves may cancel the run."""
         self._readers -= 1
-        if self._readers > 0 or self._over or self.invocation.background or self.endpoint.on_disconnect == "continue":
+        if self._readers > 0 or self._over or self.endpoint.on_disconnect == "continue":
+            return
+        if self.invocation.is_acknowledged:
             return
         if self.record_pk is None:
             self.cancel(RunCancelled())
@@ -188,6 +191,15 @@ class Run:
         """
         if self._stop is None and not self._over:
             self._stop = error
+            # Not before its first step: a task that is cancelled before that never runs, and so never ends its run.
+            asyncio.get_running_loop().call_soon(self._cancel_task)
+
+        elif self._pushing:
+            # What was not pushed stands in the record.
+            self.task.cancel()
+
+    def _cancel_task(self) -> None:
+        if not self._over:
             self.task.cancel()
 
     # The task
@@ -198,6 +210,7 @@ class Run:
             # Sync code of the run gets a thread of its own: the request's is gone before the run is.
             async with ThreadSensitiveContext(executor=executor):
                 await self._guarded()
+                await self._deliver()
         finally:
             executor.end()
             self._host.forget(self)
@@ -276,7 +289,7 @@ class Run:
         generated = invocation.session_id == self._request.parsed.generated_session_id
         if invocation.session_mode == "required" and (not invocation.session_id or generated):
             raise SessionRequired
-        if (invocation.stream or invocation.background) and not self._request.can_stream:
+        if (invocation.stream or invocation.is_acknowledged) and not self._request.can_stream:
             raise StreamsNeedAsgi
         self._host.admit(self, is_run_here=self._tasks_backend is None)
 
@@ -311,7 +324,7 @@ class Run:
         request = self._turn_request()
         try:
             # It cannot be called back: a claim that is made just as the run is cancelled has to be released.
-            return await whole(turns.begin(request), self._hold)
+            return await whole(groups.begin(request), self._hold)
         except database.UNREACHABLE as error:
             raise StorageUnavailable from error
 
@@ -339,13 +352,13 @@ class Run:
 
     async def _wait(self, queued: Waiting) -> Turn:
         self.is_queued = True
-        background = self.invocation.background
-        if background:
+        acknowledged = self.invocation.is_acknowledged
+        if acknowledged:
             self._start(None)
         try:
-            turn = await waiting.wait_for_claim(queued, None if background else self.endpoint.session_wait_seconds)
+            turn = await waiting.wait_for_claim(queued, None if acknowledged else self.endpoint.session_wait_seconds)
         except (ResponsesMismatch, AwaitingResponses):
-            if not background:
+            if not acknowledged:
                 # Refused before it began: as if it had never been asked for.
                 await turns.give_up(queued)
                 self._held = None
@@ -398,7 +411,7 @@ class Run:
         try:
             async with self.ending:
                 ending = self._ending()
-                await whole(self._patiently(lambda: endings.commit(turn, change, answer, ending)), committed.append)
+                await whole(self._patiently(lambda: groups.commit(turn, change, answer, ending)), committed.append)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not committed or self._stop is None or task is None:
@@ -438,6 +451,18 @@ class Run:
             self.ended.set_result(event)
         if self._held is not None and self._held.session_pk is not None:
             waiting.session_is_free(self._held.session_pk)
+
+    async def _deliver(self) -> None:
+        """Push the result to where the run hook said, whatever the end; what is cut here stands as unsent."""
+        if self._held is None or self.record_pk is None or not isinstance(self.invocation.delivery, tuple):
+            return
+        # It has ended: there is no lease to hold, and nothing to cancel but this.
+        self._host.runs.pop(self.record_pk, None)
+        self._pushing = True
+        try:
+            await delivery.deliver(self.record_pk)
+        except Exception:
+            logger.exception("The result of invocation %s was not delivered.", self.correlation_id)
 
     async def _fail(self, error: InvocationError, cause: BaseException | None = None) -> None:
         """End a run that has no answer."""

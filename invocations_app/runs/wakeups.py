@@ -66,6 +66,17 @@ class Wakeups:
         for event in self._waiters.get(key, ()):
             event.set()
 
+    def wake_all(self) -> None:
+        """Wake everybody who waits: what they wait for may not come any more."""
+        for key in list(self._waiters):
+            self.wake(key)
+
+    async def close(self) -> None:
+        """Stop listening; the next one who waits begins again."""
+        if self._listener is not None:
+            self._listener.cancel()
+            await asyncio.wait([self._listener])
+
     def _start_listening(self) -> None:
         if self._listener is None and _can_listen():
             loop = asyncio.get_running_loop()

@@ -58,6 +58,15 @@ async def run(function: Callable[..., T], *args: Any) -> T:
     return await asyncio.get_running_loop().run_in_executor(_get_executor(), _call, function, args)
 
 
+def send(function: Callable[[], None]) -> None:
+    """Call a function on a database thread, without waiting for it.
+
+    Args:
+        function: The function; it tells those who wait, and raises nothing.
+    """
+    _get_executor().submit(_call, function, ())
+
+
 def call(function: Callable[..., T], *args: Any) -> T:
     """Call a function that uses the ORM on a database thread, and wait for it.
 
@@ -76,11 +85,35 @@ def _call(function: Callable[..., T], args: tuple[Any, ...]) -> T:
     try:
         return function(*args)
     except DatabaseError:
-        # A connection that broke is replaced at the next call; one that is well is kept.
-        if not connection.in_atomic_block and not _is_usable(connection):
+        mend(connection)
+        raise
+    finally:
+        if connection.settings_dict["OPTIONS"].get("pool") and not connection.in_atomic_block:
+            # Closing gives it back. Kept by these threads, a small pool would be empty for everybody else.
             with contextlib.suppress(DatabaseError):
                 connection.close()
-        raise
+
+
+def mend(connection: Any) -> None:
+    """Close a connection that broke, so that the next call gets a new one; one that is well is kept.
+
+    Args:
+        connection: The database thread's connection.
+    """
+    if not connection.in_atomic_block and not _is_usable(connection):
+        with contextlib.suppress(DatabaseError):
+            connection.close()
+
+
+def release_thread() -> None:
+    """Close the calling thread's connections, but for those in a transaction.
+
+    For the thread of a request that goes on for long: Django closes its
+    connections at the end of the response only, so each open stream would hold one.
+    """
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close()
 
 
 def _is_usable(connection: Any) -> bool:

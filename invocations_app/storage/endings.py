@@ -81,7 +81,7 @@ async def commit(turn: Turn, change: SessionChange | None, answer: Answer, endin
         RunInterrupted: If the claim was lost.
         DatabaseError: If the database is not reachable.
     """
-    await database.run(_commit, turn, change, answer, ending)
+    await database.run(commit_now, turn, change, answer, ending)
 
 
 async def fail(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending) -> None:
@@ -98,7 +98,15 @@ async def fail(held: Turn | Waiting | Handed, error: InvocationError, ending: En
     await database.run(_fail, held, error, ending)
 
 
-def _commit(turn: Turn, change: SessionChange | None, answer: Answer, ending: Ending) -> None:
+def commit_now(turn: Turn, change: SessionChange | None, answer: Answer, ending: Ending) -> None:
+    """Commit a turn in a transaction of its own, on a database thread; see `commit`.
+
+    Args:
+        turn: The turn.
+        change: What it leaves of its session; None without a session.
+        answer: What the caller is answered.
+        ending: What else is written.
+    """
     using = database.alias()
     now = timezone.now()
     try:

@@ -33,6 +33,16 @@ class Batch:
     first: int
     frames: tuple[bytes, ...]
 
+    @property
+    def last(self) -> int:
+        """Number of the last of them."""
+        return self.first + len(self.frames) - 1
+
+    @property
+    def text(self) -> str:
+        """The events as a row keeps them."""
+        return json.dumps([frame.decode() for frame in self.frames], separators=(",", ":"))
+
 
 async def append(owner: str, batches: Sequence[Batch]) -> set[int]:
     """Append events of several runs in one transaction.
@@ -90,8 +100,8 @@ def _row(batch: Batch) -> EventRecord:
     return EventRecord(
         invocation_id=batch.record_pk,
         first=batch.first,
-        last=batch.first + len(batch.frames) - 1,
-        frames=json.dumps([frame.decode() for frame in batch.frames], separators=(",", ":")),
+        last=batch.last,
+        frames=batch.text,
         created_at=timezone.now(),
     )
 

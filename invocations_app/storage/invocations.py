@@ -16,6 +16,7 @@ from django.db import connections, transaction
 from django.db.models import Max
 from django.utils import timezone
 
+from invocations_app.dialects.status import status_body
 from invocations_app.events import Answer
 from invocations_app.exceptions import (
     InvocationError,
@@ -49,6 +50,7 @@ _COLUMNS = (
     "event_count",
     "created_at",
     "finished_at",
+    "delivery",
 )
 
 
@@ -72,6 +74,12 @@ class StoredInvocation:
     event_count: int
     created_at: datetime
     finished_at: datetime | None
+    delivery: str
+
+    @property
+    def is_delivered_elsewhere(self) -> bool:
+        """Whether its caller gets an acknowledgement only."""
+        return self.delivery != ""
 
     @property
     def has_ended(self) -> bool:
@@ -105,6 +113,19 @@ class StoredInvocation:
         if not self.has_ended or self.status in _ENDED_WELL:
             return None
         return error_of_code(self.error_code, self.error_status)
+
+    def status_body(self) -> dict[str, Any]:
+        """Return the status body, as callers and push destinations get it."""
+        return status_body(
+            invocation_id=self.invocation_id,
+            status=self.status,
+            session_id=self.session_id,
+            answer=self.answer,
+            error=self.error,
+            usage=self.usage,
+            created_at=self.created_at,
+            finished_at=self.finished_at,
+        )
 
 
 async def look_up(scope: Scope, invocation_id: str) -> StoredInvocation | None:

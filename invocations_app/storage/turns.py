@@ -23,7 +23,7 @@ from invocations_app.exceptions import RunCancelled, RunInterrupted, SessionBusy
 from invocations_app.isolation import Scope
 from invocations_app.models import InvocationRecord, PendingRecord, SessionRecord
 from invocations_app.pending import CheckReply, PendingRequest
-from invocations_app.storage import checkpoints, clock, database, pending, records
+from invocations_app.storage import checkpoints, clock, database, deliveries, pending, records
 from invocations_app.storage.invocations import StoredInvocation, interrupt, read_now
 from invocations_app.storage.snapshots import MessageRow
 
@@ -169,7 +169,7 @@ async def begin(request: TurnRequest) -> Begun:
         StoredStateUnreadable: If the session's row is not its own.
         DatabaseError: If the database is not reachable.
     """
-    return await database.run(_begin, request)
+    return await database.run(begin_now, request)
 
 
 def resume(request: TurnRequest, record_pk: int, session_pk: int | None) -> Turn | Waiting:
@@ -216,7 +216,12 @@ async def give_up(waiting: Waiting) -> bool:
     return await database.run(_give_up, waiting)
 
 
-def _begin(request: TurnRequest) -> Begun:
+def begin_now(request: TurnRequest) -> Begun:
+    """Begin a turn in a transaction of its own, on a database thread; see `begin`.
+
+    Args:
+        request: What begins the turn.
+    """
     using = database.alias()
     try:
         with transaction.atomic(using=using):
@@ -277,6 +282,7 @@ def _insert(
         metadata=json.dumps(dict(invocation.metadata)) if invocation.metadata else "",
         input=request.handed_input,
         created_at=timezone.now(),
+        **deliveries.columns_of(invocation.delivery),
     )
 
 

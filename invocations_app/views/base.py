@@ -28,6 +28,7 @@ from invocations_app.envelope import DialectName
 from invocations_app.exceptions import BodyTooLarge, InvocationError, StorageUnavailable, TargetFailed
 from invocations_app.isolation import RequestKeys, Scope
 from invocations_app.runs import UNREACHABLE
+from invocations_app.storage import database
 from invocations_app.views.responses import json_response
 
 logger = logging.getLogger("invocations_app.views")
@@ -99,10 +100,17 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf is not typed
     async def _admit(self, request: HttpRequest) -> None:
         self.request = _without_form(self.initialize_request(request, *self.args, **self.kwargs))
         if self._has_sync_checks():
-            await sync_to_async(self.initial)(self.request)
+            await sync_to_async(self._check)(self.request)
         else:
             # Nothing in it touches the database: the hop to a thread and back would cost more than all of it.
             self.initial(self.request)
+
+    def _check(self, request: Any) -> None:
+        """Do all checks in one hop to a thread, which is given back without its connections."""
+        try:
+            self.initial(request)
+        finally:
+            database.release_thread()
 
     def _has_sync_checks(self) -> bool:
         permissions = [permission for permission in self.get_permissions() if type(permission) is not AllowAny]

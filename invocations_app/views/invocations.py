@@ -9,7 +9,7 @@ from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 
 from invocations_app import runs, sse
-from invocations_app.dialects.status import reset_frame, status_body
+from invocations_app.dialects.status import reset_frame
 from invocations_app.dialects.strict_json import dump_compact
 from invocations_app.envelope import is_well_formed_id
 from invocations_app.exceptions import InvocationNotFound, MalformedEventId, StreamsNeedAsgi
@@ -78,7 +78,7 @@ class EventsView(InvocationView):
         if stored.has_ended and after == runs.event_count(stored):
             # What stops an EventSource.
             return no_content()
-        source = _Numbered(Follower(stored.pk, after, lambda ended: [reset_frame(_status_of(ended))]))
+        source = _Numbered(Follower(stored.pk, after, lambda ended: [reset_frame(ended.status_body())]))
         stream = StreamBody(
             source,
             keepalive_seconds=self.endpoint.keepalive_seconds,
@@ -128,18 +128,5 @@ class _Numbered:
         """A follower holds nothing: the run does not know of it."""
 
 
-def _status_of(stored: StoredInvocation) -> dict[str, Any]:
-    return status_body(
-        invocation_id=stored.invocation_id,
-        status=stored.status,
-        session_id=stored.session_id,
-        answer=stored.answer,
-        error=stored.error,
-        usage=stored.usage,
-        created_at=stored.created_at,
-        finished_at=stored.finished_at,
-    )
-
-
 def _status_response(stored: StoredInvocation, headers: dict[str, str] | None = None) -> HttpResponse:
-    return json_response(dump_compact(_status_of(stored)).encode(), 200, headers)
+    return json_response(dump_compact(stored.status_body()).encode(), 200, headers)

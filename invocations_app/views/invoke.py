@@ -52,13 +52,16 @@ class InvokeView(InvocationsView):
             return self.error_response(error, invocation_headers(run.invocation.id, run.session_id))
         if stored is not None:
             reader.leave()
-            return await self._replay(parsed, stored)
+            try:
+                return await self._replay(parsed, stored)
+            except InvocationError as error:
+                return self.error_response(error, invocation_headers(stored.invocation_id, stored.session_id))
         return await self._answer(run, reader)
 
     async def _answer(self, run: Run, reader: FirstReader) -> HttpResponseBase:
         invocation = run.invocation
         headers = invocation_headers(invocation.id, run.session_id)
-        if invocation.background:
+        if invocation.is_acknowledged:
             reader.leave()
             return self._accepted(invocation.id, "queued" if run.is_queued else "running", run.session_id)
         if invocation.stream:
@@ -74,9 +77,10 @@ class InvokeView(InvocationsView):
         """Answer a repeated request, in the kind that its own body asks for."""
         invocation = parsed.invocation
         headers = invocation_headers(stored.invocation_id, stored.session_id)
-        if (invocation.stream or invocation.background) and not self.can_stream:
+        acknowledged = invocation.background or stored.is_delivered_elsewhere
+        if (invocation.stream or acknowledged) and not self.can_stream:
             return self.error_response(StreamsNeedAsgi(), headers)
-        if invocation.background:
+        if acknowledged:
             return self._accepted(stored.invocation_id, stored.status, stored.session_id)
         if stored.error is not None:
             return self.error_response(stored.error, headers)

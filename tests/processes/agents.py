@@ -2,13 +2,14 @@
 
 Every answer begins with that number and a bar. The last user text is a token of
 the test's, and after a blank perhaps what to do: ``words 40 0.05`` says that
-many words with a pause in seconds before each, ``long 40 9000`` that many
-words of a length at once, ``gate <name>`` a word, then waits at a gate, then another.
+many words with a pause in seconds before each, ``long 40 0.05 9000`` the same
+with words of a length, ``gate <name>`` a word, then waits at a gate, then another.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from agent_framework import (
 from agent_framework.observability import ChatTelemetryLayer
 
 from invocations_app.envelope import Invocation
+from invocations_app.isolation import get_current_isolation_keys
 from tests.processes import gates
 
 
@@ -66,18 +68,29 @@ async def _pieces(program: list[str]) -> AsyncGenerator[str]:
             for number in range(int(count)):
                 await asyncio.sleep(float(pause))
                 yield f"w{number} "
-        case ["long", count, size]:
+        case ["long", count, pause, size]:
             for _ in range(int(count)):
+                await asyncio.sleep(float(pause))
                 yield "x" * int(size)
         case ["gate", name]:
             yield "before "
             await gates.Gate(name).wait()
             yield "after"
+        case ["keys"]:
+            keys = get_current_isolation_keys()
+            yield "nobody" if keys is None else f"{keys.user_key},{keys.chat_key}"
+        case ["built"]:
+            yield f"{os.getpid()},{_built}"
         case _:
             yield "ok"
 
 
+_built = 0
+
+
 def build() -> Agent:
+    global _built
+    _built += 1
     return Agent(Client(), name="processes")
 
 

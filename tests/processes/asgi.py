@@ -9,10 +9,12 @@ finds as a file. The gates ``begin`` and ``commit`` lie inside the two transacti
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import json
 import os
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,8 @@ def _inside() -> dict[str, Any]:
     from invocations_app.runs.host import live_runs
 
     gc.collect()
-    database = os.environ.get("PROCESSES_SQLITE")
+    # What is free goes back to the system: what is left is held by something.
+    ctypes.CDLL(None).malloc_trim(0)
     links = []
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
@@ -91,7 +94,8 @@ def _inside() -> dict[str, Any]:
         "tasks": sum(not task.done() for task in asyncio.all_tasks()) - 1,
         "runs": len(live_runs()),
         "threads": threading.active_count(),
-        "connections": sum(link == database for link in links),
+        # Not by file descriptors: SQLite keeps that of a closed connection while another one is open.
+        "connections": sum(wrapper.connection is not None for wrapper in list(_wrappers)),
         "sockets": sum(link.startswith("socket:") for link in links),
         "megabytes": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
     }
@@ -108,7 +112,11 @@ def _at_statement(execute: Any, sql: str, params: Any, many: bool, context: Any)
     return execute(sql, params, many, context)
 
 
+_wrappers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
 def _wrap(connection: Any, **kwargs: Any) -> None:
+    _wrappers.add(connection)
     connection.execute_wrappers[:] = [_at_statement]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tests.processes import gates
-from tests.processes.databases import Database, Sqlite
+from tests.processes.databases import Database
 from tests.server import listen, wait_until
 
 LEASE_SECONDS = 1.5
@@ -105,8 +105,6 @@ class Cluster:
             "PROCESSES_LEASE_SECONDS": str(lease_seconds),
             "PYTHONPATH": str(_ROOT),
         }
-        if isinstance(self.database, Sqlite):
-            own["PROCESSES_SQLITE"] = str(self.database.path.resolve())
         return os.environ | own
 
     def _start(self, name: str, lease_seconds: float, timeout_seconds: float) -> Worker:
@@ -134,11 +132,22 @@ class Cluster:
         except httpx.TransportError:
             return False
 
-    def manage(self, *arguments: str) -> None:
-        """Run a management command."""
+    def manage(self, *arguments: str, **variables: str) -> None:
+        """Run a management command.
+
+        Args:
+            *arguments: Its name and arguments.
+            **variables: Further environment variables.
+        """
         command = [sys.executable, "-W", "ignore", "manage.py", *arguments]
-        environment = self._environment("manage", LEASE_SECONDS, 20)
+        environment = self._environment("manage", LEASE_SECONDS, 20) | variables
         subprocess.run(command, cwd=_ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+    def add_user(self, name: str, password: str) -> None:
+        """Make a user who may authenticate, where there is none of that name."""
+        if not self.database.rows("SELECT 1 FROM auth_user WHERE username = %s", name):
+            command = ("createsuperuser", "--noinput", "--username", name, "--email", "a@example.com")
+            self.manage(*command, DJANGO_SUPERUSER_PASSWORD=password)
 
     def stop(self) -> None:
         """End all processes."""

@@ -1,0 +1,1 @@
+"""The servers that are measured, each an ASGI application that is started fresh."""

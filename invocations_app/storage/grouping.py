@@ -1,0 +1,158 @@
+"""Transactions of several runs in one: whatever has gathered while the last one was on its way.
+
+A commit costs far more than the statements of a turn, and a change of threads
+costs more than both; so what arrives together goes together, each in a
+savepoint of its own. What cannot be done the swift way, or fails, is done
+alone, by the code that knows every case: a group never decides anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from django.db import DatabaseError, connections, transaction
+
+from invocations_app.storage import database
+
+Job = TypeVar("Job")
+T = TypeVar("T")
+
+# More in one transaction would make the first of them wait for long.
+_AT_ONCE = 64
+
+_Entry: TypeAlias = "tuple[Any, asyncio.AbstractEventLoop, asyncio.Future[Any]]"
+_Outcome: TypeAlias = "tuple[Any, BaseException | None]"
+
+
+class NotSwift(Exception):
+    """A job is not the common case: it is to be done alone."""
+
+
+class Group(Generic[Job, T]):
+    """Jobs of one kind, done together.
+
+    Args:
+        swift: Does a job with plain statements on a driver's cursor, inside a
+            savepoint; raises `NotSwift` for what it does not know.
+        alone: Does a job in a transaction of its own; knows every case.
+        order: Key by which the jobs of a group are sorted: two processes that
+            meet lock rows in one order.
+    """
+
+    def __init__(
+        self, swift: Callable[[Any, Any, Job], T], alone: Callable[[Job], T], order: Callable[[Job], Any]
+    ) -> None:
+        self._swift = swift
+        self._alone = alone
+        self._order = order
+        self._lock = threading.Lock()
+        self._gathered: deque[_Entry] = deque()
+        self._is_scheduled = False
+
+    async def do(self, job: Job) -> T:
+        """Do a job, together with those that gather meanwhile.
+
+        Args:
+            job: The job.
+
+        Returns:
+            What ``swift`` or ``alone`` returned.
+
+        Raises:
+            Exception: What ``alone`` raised.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        with self._lock:
+            self._gathered.append((job, loop, future))
+            schedule = not self._is_scheduled
+            self._is_scheduled = True
+        if schedule:
+            database.send(self._carry_out)
+        return await future
+
+    def _carry_out(self) -> None:
+        with self._lock:
+            entries = [self._gathered.popleft() for _ in range(min(len(self._gathered), _AT_ONCE))]
+            if not self._gathered:
+                self._is_scheduled = False
+            else:
+                database.send(self._carry_out)
+        outcomes: Sequence[_Outcome]
+        try:
+            outcomes = self._outcomes([job for job, _, _ in entries])
+        except BaseException as error:
+            # Whatever it was, those who wait must hear of it, and the thread goes on.
+            outcomes = [(None, error)] * len(entries)
+        _deliver(entries, outcomes)
+
+    def _outcomes(self, jobs: Sequence[Job]) -> list[_Outcome]:
+        done: dict[int, T] = {}
+        using = database.alias()
+        connection = connections[using]
+        if connection.vendor in ("sqlite", "postgresql"):
+            places = sorted(range(len(jobs)), key=lambda place: self._order(jobs[place]))
+            try:
+                with transaction.atomic(using=using):
+                    done = self._together(connection, jobs, places)
+            except (DatabaseError, connection.Database.Error, NotSwift):
+                # Nothing of it was written; or, rarely, it was and the news got lost: ``alone`` copes with both.
+                done = {}
+                database.mend(connection)
+        return [(done[place], None) if place in done else self._one(job) for place, job in enumerate(jobs)]
+
+    def _together(self, connection: Any, jobs: Sequence[Job], places: Sequence[int]) -> dict[int, T]:
+        done: dict[int, T] = {}
+        with contextlib.closing(driver_cursor(connection)) as cursor:
+            if len(jobs) == 1:
+                return {0: self._swift(connection, cursor, jobs[0])}
+            for place in places:
+                cursor.execute("SAVEPOINT one")
+                try:
+                    done[place] = self._swift(connection, cursor, jobs[place])
+                except (connection.Database.Error, NotSwift):
+                    cursor.execute("ROLLBACK TO SAVEPOINT one")
+                cursor.execute("RELEASE SAVEPOINT one")
+        return done
+
+    def _one(self, job: Job) -> _Outcome:
+        try:
+            return self._alone(job), None
+        except BaseException as error:
+            if isinstance(error, DatabaseError):
+                database.mend(connections[database.alias()])
+            return None, error
+
+
+def driver_cursor(connection: Any) -> Any:
+    """Return a cursor of the driver itself, without Django's wrappers.
+
+    Args:
+        connection: Django's connection, open.
+    """
+    return connection.connection.cursor()
+
+
+def _deliver(entries: Sequence[_Entry], outcomes: Sequence[_Outcome]) -> None:
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], _Outcome]]] = {}
+    for (_, loop, future), outcome in zip(entries, outcomes, strict=True):
+        by_loop.setdefault(loop, []).append((future, outcome))
+    for loop, settled in by_loop.items():
+        # A loop that was closed meanwhile has nobody left who waits.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, settled)
+
+
+def _settle(settled: Sequence[tuple[asyncio.Future[Any], _Outcome]]) -> None:
+    for future, (result, error) in settled:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)

@@ -1,0 +1,33 @@
+"""Transactions one by one, by the code that knows every case: for tests that hold or break one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from invocations_app.storage import endings, groups, turns
+from invocations_app.storage.grouping import NotSwift
+
+
+def _not_swift(*args: Any) -> Any:
+    raise NotSwift
+
+
+def go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do every begin and commit alone."""
+    monkeypatch.setattr(groups._begins, "_swift", _not_swift)
+    monkeypatch.setattr(groups._commits, "_swift", _not_swift)
+
+
+def replace_begin(monkeypatch: pytest.MonkeyPatch, begin: Callable[..., Any]) -> None:
+    """Begin turns by another function, on the database thread."""
+    go_alone(monkeypatch)
+    monkeypatch.setattr(turns, "begin_now", begin)
+
+
+def replace_commit(monkeypatch: pytest.MonkeyPatch, commit: Callable[..., Any]) -> None:
+    """Commit turns by another function, on the database thread."""
+    go_alone(monkeypatch)
+    monkeypatch.setattr(endings, "commit_now", commit)
