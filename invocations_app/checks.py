@@ -36,12 +36,13 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_endpoints(**kwargs: Any) -> list[CheckMessage]:
-    """Report what an endpoint names and cannot use (E004, E006 to E011; W002, W006)."""
+    """Report what an endpoint names and cannot use (E004, E006 to E011, E013; W002, W006)."""
     messages: list[CheckMessage] = []
     for endpoint in conf.get_endpoints().values():
         messages.extend(_check_target(endpoint))
         messages.extend(_check_hooks(endpoint))
         messages.extend(_check_session_store(endpoint))
+        messages.extend(_check_checkpoint_types(endpoint))
         messages.extend(_check_classes(endpoint))
         messages.extend(_check_push_destinations(endpoint))
         if endpoint.trust_isolation_headers and not _has_middleware():
@@ -227,6 +228,23 @@ def _check_session_store(endpoint: conf.EndpointSettings) -> Iterator[CheckMessa
             hint=f"Remove 'SESSION_STORE' to use '{conf.DEFAULT_SESSION_STORE}', or silence this warning.",
             id="invocations.W002",
         )
+
+
+def _check_checkpoint_types(endpoint: conf.EndpointSettings) -> Iterator[CheckMessage]:
+    where = f"{_where(endpoint)}['CHECKPOINT_TYPES']"
+    for item in endpoint.checkpoint_types:
+        module, _, name = item.partition(":")
+        outer, *inner = name.split(".")
+        found, messages = _import(where, f"{module}.{outer}")
+        for part in inner:
+            found = getattr(found, part, None)
+        yield from messages
+        if not messages and not isinstance(found, type):
+            yield Error(
+                f"{where}: {item!r} is no class.",
+                hint="Name a class as 'package.module:Class': its module, and its qualified name in it.",
+                id="invocations.E013",
+            )
 
 
 def _check_classes(endpoint: conf.EndpointSettings) -> Iterator[CheckMessage]:

@@ -23,6 +23,7 @@ DEFAULT_SESSION_STORE = "invocations_app.storage.OrmSessionStore"
 _ALIAS = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _PATH = re.compile(r"[A-Za-z0-9._~-]+(/[A-Za-z0-9._~-]+)*")
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+_TYPE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,14 @@ def _paths(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _types(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(
+        isinstance(item, str) and _TYPE.fullmatch(item) for item in value
+    ):
+        raise _Invalid("Write a list of classes, each as 'package.module:Class'.")
+    return tuple(value)
+
+
 def _optional_classes(value: Any) -> tuple[Any, ...] | None:
     if value is None:
         return None
@@ -210,8 +219,9 @@ class EndpointSettings:
 
     Attributes:
         alias: The entry's key.
-        target: Dotted path to an agent, or to a sync or async factory of one.
-        cache_target: Resolve the target once a process; False: afresh for each run.
+        target: Dotted path to an agent, or to a sync or async factory of an agent or workflow.
+        cache_target: Resolve the target once a process; False: afresh for each run,
+            as a workflow always is.
         path: URL path of the endpoint below the include, without outer slashes.
         run_hook: Dotted path of ``(invocation, *, target, request) -> invocation``.
         response_hook: Dotted path of ``(result, *, invocation) -> result``.
@@ -236,6 +246,8 @@ class EndpointSettings:
             waits without limit.
         reader_stall_seconds: Time of taking nothing after which a reader counts
             as having left.
+        checkpoint_types: Classes that a workflow's checkpoints may hold beyond the
+            framework's own, each as ``package.module:Class``.
         unsupported_options: What to do with options that the target's ``run``
             cannot take: ``warn`` drops them, ``error`` refuses.
         push_destinations: Where a run hook may send answers, by name.
@@ -264,6 +276,7 @@ class EndpointSettings:
     on_busy_session: Literal["wait", "reject"] = _setting(_choice("wait", "reject"), "wait")
     session_wait_seconds: float = _setting(_number("seconds", minimum=0), 30)
     reader_stall_seconds: float = _setting(_number("seconds", minimum=0.001), 30)
+    checkpoint_types: tuple[str, ...] = _setting(_types, ())
     unsupported_options: Literal["warn", "error"] = _setting(_choice("warn", "error"), "warn")
     push_destinations: Mapping[str, PushDestination] = _setting(_push_destinations, {})
     authentication_classes: tuple[Any, ...] | None = _setting(_optional_classes, None)

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
-from agent_framework import AgentResponse, AgentResponseUpdate, Content, Message
+from agent_framework import AgentResponse, AgentResponseUpdate, Content, Message, WorkflowEvent, WorkflowRunResult
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.utils.module_loading import import_string
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 _FIXED_FIELDS = ("id", "endpoint", "dialect", "background")
 _SESSION_MODES = ("auto", "required", "disabled")
 _MAX_DESTINATION_CHARACTERS = 64
-_COPIED = (AgentResponse, AgentResponseUpdate, Message, Content)
+_COPIED = (AgentResponse, AgentResponseUpdate, Message, Content, WorkflowEvent, WorkflowRunResult)
 
 
 class HookError(Exception):
@@ -83,7 +83,7 @@ async def apply_response_hook(endpoint: EndpointSettings, result: T, *, invocati
 
     Args:
         endpoint: The endpoint that was called.
-        result: An ``AgentResponse``.
+        result: An ``AgentResponse``, or a workflow's ``WorkflowRunResult``.
         invocation: The invocation that was carried out.
 
     Returns:
@@ -111,7 +111,7 @@ async def apply_stream_transform_hook(endpoint: EndpointSettings, update: T, *, 
 
     Args:
         endpoint: The endpoint that was called.
-        update: An ``AgentResponseUpdate``.
+        update: An ``AgentResponseUpdate``, or a ``WorkflowEvent``.
         invocation: The invocation that is being carried out.
 
     Returns:
@@ -229,12 +229,13 @@ def _problem_of(given: Invocation, returned: Any, *, asks_agent: bool) -> str | 
 def detached(value: T) -> T:
     """Return a copy of a result or update that shares nothing a hook may change.
 
-    Messages, contents, lists and dictionaries are copied; a provider's own
-    objects (``raw_representation``) and other values are shared, as they may
-    not survive a deep copy.
+    Messages, contents, events of a workflow, lists and dictionaries are copied;
+    a provider's own objects (``raw_representation``) and other values are shared,
+    as they may not survive a deep copy.
 
     Args:
-        value: An ``AgentResponse``, ``AgentResponseUpdate``, or a part of one.
+        value: An ``AgentResponse``, ``AgentResponseUpdate``, ``WorkflowRunResult``,
+            ``WorkflowEvent``, or a part of one.
     """
     given: Any = value
     if isinstance(given, _COPIED):
@@ -242,6 +243,9 @@ def detached(value: T) -> T:
         for name, item in vars(given).items():
             if name != "raw_representation" and item is not None and not isinstance(item, (str, int, float)):
                 setattr(copied, name, detached(item))
+        if isinstance(copied, WorkflowRunResult):
+            # It is a list of its events.
+            copied[:] = [detached(event) for event in copied]
         return cast("T", copied)
     if type(given) is list:
         return cast("T", [detached(item) for item in given])

@@ -123,7 +123,9 @@ async def until(condition: Callable[[], Any], what: str = "the condition", secon
 
 async def until_status(invocation_id: str, wanted: str) -> InvocationRecord:
     """Wait until the record of an invocation has a status, and return it."""
-    for _ in range(600):
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + 3
+    while loop.time() < deadline:
         record = await on_database(lambda: InvocationRecord.objects.filter(invocation_id=invocation_id).first())
         if record is not None and record.status == wanted:
             return record

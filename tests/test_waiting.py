@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -200,8 +201,6 @@ async def test_a_turn_that_could_be_claimed_just_as_its_time_ended_is_run(settin
     def slow(waiting: Any) -> Any:
         claimed = claim(waiting)
         if claimed is not None:
-            import time
-
             time.sleep(0.3)
         return claimed
 
@@ -277,15 +276,13 @@ async def test_who_leaves_while_waiting_is_cancelled_where_that_is_wanted(settin
 
 async def test_who_leaves_in_the_middle_of_its_claim_frees_the_session(settings, monkeypatch):
     settings.INVOCATIONS = scripted(ON_DISCONNECT="cancel")
-    fakes.script([fakes.gate(), "first"], ["third"])
+    fakes.script([fakes.gate(), "first"], [fakes.gate("second"), "late"])
     claim = turns._claim_waiting
     claimed = []
 
     def slow(waiting: Any) -> Any:
         turn = claim(waiting)
         if turn is not None and not claimed:
-            import time
-
             claimed.append(turn)
             time.sleep(0.1)
         return turn
@@ -298,7 +295,9 @@ async def test_who_leaves_in_the_middle_of_its_claim_frees_the_session(settings,
     await drop(left)
     await holder
     await until_status("i1", "cancelled")
-    assert (await ask("i2", ONE)).json()["response"] == "third"
+    fakes.gate("second").open()
+    assert (await ask("i2", ONE)).json()["response"] == "late"
+    assert await history() == ["hi", "first", "hi", "late"]
     await until_idle()
 
 

@@ -8,6 +8,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "benchmarks.site_settings")
 
 from django.core.asgi import get_asgi_application
 
+from invocations_app.handler import by_path
 from invocations_app.lifespan import with_lifespan
 
-app = with_lifespan(get_asgi_application())
+app = with_lifespan(by_path(get_asgi_application()))

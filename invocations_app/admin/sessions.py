@@ -170,7 +170,7 @@ class SessionAdmin(ReadOnlyAdmin):
             queryset: The chosen sessions.
         """
         done = busy = 0
-        for session in queryset.filter(archived_at=None).only("pk", "session_id"):
+        for session in queryset.filter(archived_at=None).defer("state"):
             try:
                 if reset_row(session.pk):
                     done += 1

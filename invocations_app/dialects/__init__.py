@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects import channel, platform
-from invocations_app.envelope import DialectName, Invocation, ParsedRequest
+from invocations_app.envelope import DialectName, Invocation, ParsedRequest, TargetKind
 from invocations_app.events import Answer, Event
 from invocations_app.exceptions import InvocationError
 
@@ -30,7 +30,13 @@ class Dialect(Protocol):
     name: DialectName
 
     def invocations_to_run(
-        self, body: bytes, *, endpoint: EndpointSettings, headers: Mapping[str, str], query: Mapping[str, str]
+        self,
+        body: bytes,
+        *,
+        endpoint: EndpointSettings,
+        headers: Mapping[str, str],
+        query: Mapping[str, str],
+        kind: TargetKind | None = "agent",
     ) -> ParsedRequest:
         """Parse a request body.
 
@@ -39,6 +45,7 @@ class Dialect(Protocol):
             endpoint: The endpoint that was called.
             headers: Request headers, names in lower case.
             query: Query parameters.
+            kind: What the target is; None where that cannot be told.
 
         Raises:
             MalformedInvocation: If it breaks a rule of the dialect.

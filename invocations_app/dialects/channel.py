@@ -13,7 +13,7 @@ from invocations_app import sse
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects import parsing, request, strict_json
 from invocations_app.dialects.parsing import FieldError
-from invocations_app.envelope import DialectName, Invocation, ParsedRequest, fingerprint
+from invocations_app.envelope import DialectName, Invocation, ParsedRequest, TargetKind, fingerprint
 from invocations_app.events import Answer, Done, Event, Failed, Output, RequestInfo, TextDelta
 from invocations_app.exceptions import AwaitingResponses, InvocationError, MalformedInvocation
 
@@ -62,7 +62,13 @@ class ChannelDialect:
     name: DialectName = "channel"
 
     def invocations_to_run(
-        self, body: bytes, *, endpoint: EndpointSettings, headers: Mapping[str, str], query: Mapping[str, str]
+        self,
+        body: bytes,
+        *,
+        endpoint: EndpointSettings,
+        headers: Mapping[str, str],
+        query: Mapping[str, str],
+        kind: TargetKind | None = "agent",
     ) -> ParsedRequest:
         """Parse a request body.
 
@@ -71,6 +77,7 @@ class ChannelDialect:
             endpoint: The endpoint that was called.
             headers: Request headers, names in lower case.
             query: Query parameters; this dialect has none.
+            kind: What the target is; None where that cannot be told.
 
         Returns:
             The invocation, with the caller's id where it is well formed.
@@ -84,16 +91,18 @@ class ChannelDialect:
         invocation_id, id_given = request.invocation_id_of(headers)
         try:
             request.refuse_surrogates(body, fields, _FIELDS)
-            invocation = self._read_fields(fields, invocation_id, endpoint)
+            invocation = self._read_fields(fields, invocation_id, endpoint, kind)
         except FieldError as error:
             raise MalformedInvocation(str(error)) from None
         digest = fingerprint(endpoint.alias, self.name, invocation.session_id, fields)
         return ParsedRequest(invocation=invocation, fingerprint=digest, id_given=id_given)
 
-    def _read_fields(self, body: Mapping[str, Any], invocation_id: str, endpoint: EndpointSettings) -> Invocation:
+    def _read_fields(
+        self, body: Mapping[str, Any], invocation_id: str, endpoint: EndpointSettings, kind: TargetKind | None
+    ) -> Invocation:
         """Return the invocation; the rules are checked in the order of the contract's table."""
         responses = request.read_responses(body)
-        messages = request.read_messages(body, endpoint)
+        value = request.read_input(body, endpoint, self.name, kind)
         session_id = body.get("session_id")
         if session_id:
             parsing.check_session_id(session_id)
@@ -105,7 +114,7 @@ class ChannelDialect:
             id=invocation_id,
             endpoint=endpoint.alias,
             dialect=self.name,
-            input=None if messages is None else parsing.stamp_messages(messages, endpoint.alias, self.name),
+            input=value,
             responses=responses,
             session_id=session_id,
             session_mode=endpoint.session_mode,

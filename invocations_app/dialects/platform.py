@@ -16,7 +16,7 @@ from invocations_app import sse
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects import parsing, request, strict_json
 from invocations_app.dialects.parsing import FieldError
-from invocations_app.envelope import DialectName, Invocation, ParsedRequest, fingerprint, is_well_formed_id
+from invocations_app.envelope import DialectName, Invocation, ParsedRequest, TargetKind, fingerprint, is_well_formed_id
 from invocations_app.events import Answer, Done, Event, Failed, Output, RequestInfo, TextDelta, workflow_frame
 from invocations_app.exceptions import AwaitingResponses, InvocationError, MalformedInvocation, ResponsesMismatch
 
@@ -120,7 +120,13 @@ class PlatformDialect:
     name: DialectName = "platform"
 
     def invocations_to_run(
-        self, body: bytes, *, endpoint: EndpointSettings, headers: Mapping[str, str], query: Mapping[str, str]
+        self,
+        body: bytes,
+        *,
+        endpoint: EndpointSettings,
+        headers: Mapping[str, str],
+        query: Mapping[str, str],
+        kind: TargetKind | None = "agent",
     ) -> ParsedRequest:
         """Parse a request body.
 
@@ -129,6 +135,7 @@ class PlatformDialect:
             endpoint: The endpoint that was called.
             headers: Request headers, names in lower case.
             query: Query parameters, for the session id.
+            kind: What the target is; None where that cannot be told.
 
         Returns:
             The invocation, with the caller's ids where they are well formed.
@@ -142,7 +149,7 @@ class PlatformDialect:
         session_id, given_session_id, generated_session_id = _read_session_id(query)
         try:
             request.refuse_surrogates(body, fields, _FIELDS)
-            invocation = self._read_fields(fields, invocation_id, session_id, endpoint)
+            invocation = self._read_fields(fields, invocation_id, session_id, endpoint, kind)
         except FieldError as error:
             raise _malformed(str(error)) from None
         return ParsedRequest(
@@ -153,17 +160,22 @@ class PlatformDialect:
         )
 
     def _read_fields(
-        self, body: Mapping[str, Any], invocation_id: str, session_id: str, endpoint: EndpointSettings
+        self,
+        body: Mapping[str, Any],
+        invocation_id: str,
+        session_id: str,
+        endpoint: EndpointSettings,
+        kind: TargetKind | None,
     ) -> Invocation:
         responses = request.read_responses(body)
-        messages = request.read_messages(body, endpoint)
+        value = request.read_input(body, endpoint, self.name, kind)
         metadata = parsing.read_object(body, "metadata")
         background = parsing.read_boolean(body, "background")
         return Invocation(
             id=invocation_id,
             endpoint=endpoint.alias,
             dialect=self.name,
-            input=None if messages is None else parsing.stamp_messages(messages, endpoint.alias, self.name),
+            input=value,
             responses=responses,
             session_id=session_id,
             session_mode=endpoint.session_mode,
@@ -222,6 +234,8 @@ class PlatformDialect:
         Args:
             error: The error.
         """
+        if isinstance(error, MalformedInvocation):
+            return 400
         own = _OWN_ANSWERS.get(type(error))
         return error.status if own is None else own[0]
 

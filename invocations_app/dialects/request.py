@@ -13,7 +13,7 @@ from agent_framework import Message
 
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects import parsing, strict_json
-from invocations_app.envelope import INVOCATION_ID_HEADER, is_well_formed_id
+from invocations_app.envelope import INVOCATION_ID_HEADER, DialectName, TargetKind, is_well_formed_id
 
 #: The fields of which a body has one.
 INPUTS = ("message", "input", "responses")
@@ -59,21 +59,32 @@ def refuse_surrogates(raw: bytes, body: Mapping[str, Any], known: Iterable[str])
         parsing.refuse_surrogates(body, dict.fromkeys((*known, *body)))
 
 
-def read_messages(body: Mapping[str, Any], endpoint: EndpointSettings) -> list[Message] | None:
-    """Return the messages of a body's ``message`` or ``input``; None where it has ``responses``.
+def read_input(
+    body: Mapping[str, Any], endpoint: EndpointSettings, dialect: DialectName, kind: TargetKind | None
+) -> Any:
+    """Return what a body's ``message`` or ``input`` is for a target; None where it has ``responses``.
 
     Args:
         body: The body; its ``message``, where it has one, is a string.
         endpoint: The endpoint that was called, for its media types.
+        dialect: Name of the dialect.
+        kind: What the target is; None where that cannot be told.
+
+    Returns:
+        For an agent, messages. For a workflow, which alone knows what it takes, the JSON value.
 
     Raises:
         FieldError: Of the field ``input``.
     """
     if "responses" in body:
         return None
+    if kind != "agent":
+        return body["message"] if "message" in body else body["input"]
     if "message" in body:
-        return [Message("user", [body["message"]])]
-    return parsing.read_input(body["input"], endpoint.input_media_types)
+        messages = [Message("user", [body["message"]])]
+    else:
+        messages = parsing.read_input(body["input"], endpoint.input_media_types)
+    return parsing.stamp_messages(messages, endpoint.alias, dialect)
 
 
 def read_responses(body: Mapping[str, Any]) -> dict[str, Any] | None:

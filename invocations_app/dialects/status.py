@@ -35,11 +35,13 @@ def status_body(
         created_at: When it was begun; aware.
         finished_at: When it ended; None before that.
     """
+    frames = None if answer is None else answer.frames
     return {
         "invocation_id": invocation_id,
         "status": status,
         "session_id": session_id,
         "response": None if answer is None else answer.text,
+        **({} if frames is None else {"output": [dict(frame) for frame in frames]}),
         "pending": [dict(request) for request in answer.pending]
         if answer is not None and status == "awaiting_input"
         else [],

@@ -23,6 +23,7 @@ from invocations_app.dialects.parsing import stamp_messages
 from invocations_app.envelope import Invocation
 from invocations_app.events import Event, RequestInfo, TextDelta
 from invocations_app.pending import PendingRequest, from_content, reply_messages, tools_asked_for
+from invocations_app.storage.checkpoints import EncodedCheckpoint
 from invocations_app.targets import ResolvedTarget
 
 logger = logging.getLogger("invocations_app.runs")
@@ -43,11 +44,28 @@ class Result:
         text: The answer's text, after the hooks.
         usage: The framework's usage details, or None.
         pending: What the agent asks of a person before it goes on.
+        frames: The outputs and requests of a workflow; None for an agent.
+        checkpoints: What a workflow leaves of its state.
     """
 
     text: str
     usage: dict[str, Any] | None
     pending: tuple[PendingRequest, ...] = ()
+    frames: tuple[dict[str, Any], ...] | None = None
+    checkpoints: tuple[EncodedCheckpoint, ...] = ()
+
+
+class Breath:
+    """Lets the loop breathe: at the first update, and when a stream has kept it to itself for 5 ms."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    async def take(self) -> None:
+        """Give way where it is time to."""
+        if time.monotonic() - self._last > _BREATH_SECONDS:
+            await asyncio.sleep(0)
+            self._last = time.monotonic()
 
 
 async def run_agent(
@@ -108,9 +126,9 @@ async def _run_streamed(endpoint: EndpointSettings, stream: Any, invocation: Inv
         finalize = getattr(stream, "get_final_response", None)
         final = await finalize() if finalize is not None else None
     except BaseException as error:
-        await _abort(stream, error)
+        await abort(stream, error)
         raise
-    await _close(stream)
+    await close(stream)
     return Result("".join(pieces), _usage_of(final), await _publish_pending(_requests_of(final), publish))
 
 
@@ -137,11 +155,25 @@ def messages_of(agent: Any, invocation: Invocation, answered: Sequence[PendingRe
     """
     if invocation.responses is None:
         return stamp_messages(invocation.input, invocation.endpoint, invocation.dialect)
-    missing = tools_asked_for(answered) - _tools_of(agent, tools_asked_for(answered))
-    if missing:
-        raise LookupError(f"the agent has no tool {', '.join(sorted(missing))} any more")
+    refuse_missing_tools([agent], answered)
     replies = reply_messages(answered, invocation.responses)
     return stamp_messages(replies, invocation.endpoint, invocation.dialect)
+
+
+def refuse_missing_tools(agents: Sequence[Any], answered: Sequence[PendingRequest]) -> None:
+    """Refuse to go on when a tool that was approved is gone.
+
+    Args:
+        agents: The agents that may have it; none where they cannot be told.
+        answered: The pending requests that are answered.
+
+    Raises:
+        LookupError: If it is gone: the bare approval would reach the model.
+    """
+    asked = tools_asked_for(answered)
+    missing = asked.difference(*(_tools_of(agent, asked) for agent in agents))
+    if missing and agents:
+        raise LookupError(f"the agent has no tool {', '.join(sorted(missing))} any more")
 
 
 def _tools_of(agent: Any, unknown: set[str]) -> set[str]:
@@ -156,14 +188,24 @@ def _tools_of(agent: Any, unknown: set[str]) -> set[str]:
     return {str(getattr(tool, "name", "")) for tool in options.get("tools") or ()}
 
 
-async def _close(stream: Any) -> None:
-    close = getattr(stream, "close", None) or getattr(stream, "aclose", None)
-    if close is not None:
-        await close()
+async def close(stream: Any) -> None:
+    """Close a stream that ended well.
+
+    Args:
+        stream: A stream of an agent or workflow.
+    """
+    method = getattr(stream, "close", None) or getattr(stream, "aclose", None)
+    if method is not None:
+        await method()
 
 
-async def _abort(stream: Any, error: BaseException) -> None:
-    """Close a stream that did not end well; with the reason no provider is called any more."""
+async def abort(stream: Any, error: BaseException) -> None:
+    """Close a stream that did not end well; with the reason no provider is called any more.
+
+    Args:
+        stream: A stream of an agent or workflow.
+        error: The reason.
+    """
     try:
         async with asyncio.timeout(_CLOSE_SECONDS):
             if hasattr(stream, "close"):

@@ -42,16 +42,17 @@ from invocations_app.exceptions import (
     StorageUnavailable,
     StreamsNeedAsgi,
     TargetFailed,
+    TargetUnavailable,
     UnsupportedOptions,
 )
 from invocations_app.isolation import RequestKeys, Scope
-from invocations_app.pending import PendingRequest
-from invocations_app.runs import foundry, parcel, sessions, tasks_api, waiting
-from invocations_app.runs.agent import messages_of, run_agent
+from invocations_app.runs import foundry, parcel, provider_context, tasks_api, waiting
+from invocations_app.runs.agent import Result
 from invocations_app.runs.executor import RunExecutor
 from invocations_app.runs.host import FLUSH_EVENTS, get_host
 from invocations_app.runs.settle import settle, whole
 from invocations_app.runs.tape import Tape
+from invocations_app.runs.work import Work, work_of
 from invocations_app.storage import database, endings, groups, handover, invocations, turns
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.event_log import Batch
@@ -84,6 +85,7 @@ class RunRequest:
         user_pk: Primary key of the authenticated Django user, or None.
         request: The DRF request, for the run hook.
         can_stream: Whether the server can stream (ASGI).
+        unavailable: Why the target cannot be had, where that is known already.
         taken: The record, where another process has begun the turn and this one took
             it over; None where it is still to be begun.
         correlation_id: Random id of the record, the only one that logs carry.
@@ -96,6 +98,7 @@ class RunRequest:
     user_pk: Any
     request: Any
     can_stream: bool
+    unavailable: TargetUnavailable | None = None
     taken: Taken | None = None
     correlation_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -133,7 +136,7 @@ class Run:
         self._encoder = self._dialect.invocations_from_streaming_run()
         self._readers = 0
         self._held: Turn | Waiting | Handed | None = None
-        self._session: sessions.LoadedSession | None = None
+        self._work: Work | None = None
         self._first_byte_at: datetime | None = None
         self._stop: InvocationError | None = None
         self._over = False
@@ -146,7 +149,7 @@ class Run:
         context.run(foundry.bind, keys, self.session_id)
         self._host.hold(self)
         if request.taken is not None:
-            self._hold(turns.resume(self._turn_request(), request.taken.record_pk, request.taken.session_pk))
+            self._hold(turns.resume(self._turn_request(None), request.taken.record_pk, request.taken.session_pk))
         self.task = loop.create_task(self._main(), context=context)
 
     @property
@@ -256,33 +259,51 @@ class Run:
 
     async def _turn(self, stack: AsyncExitStack) -> StoredInvocation | None:
         """Prepare the turn, carry it out and commit it."""
-        resolved = await targets.resolve(self.endpoint)
-        target = await stack.enter_async_context(targets.entered(resolved))
         taken = self._request.taken
         if taken is None:
-            await self._prepare(resolved, target)
-            begun = await self._begin()
+            work = await self._prepare(stack)
+            begun = await self._begin(work)
         else:
-            begun = turns.resume(self._turn_request(), taken.record_pk, taken.session_pk)
+            work = await self._take_over(stack)
+            begun = turns.resume(self._turn_request(work), taken.record_pk, taken.session_pk)
         if isinstance(begun, StoredInvocation):
             return self._same(begun)
         if isinstance(begun, Handed):
             await self._hand_over(begun)
             return None
         turn = begun if isinstance(begun, Turn) else await self._wait(begun)
-        self._session = await sessions.load(self.endpoint, turn, target)
+        await work.load(turn)
         self._start(None)
-        answer, left = await self._carry_out(resolved, turn)
-        await self._commit(turn, answer, left)
+        result = await self._carry_out(work, turn)
+        asked = tuple(request.data for request in result.pending)
+        answer = Answer(result.text, self.session_id, pending=asked, frames=result.frames, usage=result.usage)
+        await self._commit(turn, answer, await work.leave(turn, result))
         self._end(Done(answer))
         return None
 
-    async def _prepare(self, resolved: ResolvedTarget, target: Any) -> None:
+    async def _take_over(self, stack: AsyncExitStack) -> Work:
+        """Do what a worker does again of what came before the record."""
+        resolved = await targets.resolve(self.endpoint)
+        self._work = work = work_of(self.endpoint, resolved)
+        await stack.enter_async_context(targets.entered(resolved))
+        self.invocation = work.fit(self.invocation)
+        return work
+
+    async def _prepare(self, stack: AsyncExitStack) -> Work:
         """Do what comes before the record: what fails here leaves no trace."""
         endpoint = self.endpoint
+        if self._request.unavailable is not None:
+            raise self._request.unavailable
+        resolved = await targets.resolve(endpoint)
+        self._work = work = work_of(endpoint, resolved)
+        target = await stack.enter_async_context(targets.entered(resolved))
         self.invocation = await hooks.apply_run_hook(
             endpoint, self.invocation, target=target, request=self._request.request
         )
+        fitted = work.fit(self.invocation)
+        if self._tasks_backend is None:
+            # A worker fits it itself: what fits a workflow need not be JSON.
+            self.invocation = fitted
         foundry.bind(self._request.keys, self.session_id)
         self._dialect.check_options(self.invocation)
         self.invocation = invocation = self._fit_options(self.invocation, resolved)
@@ -292,6 +313,7 @@ class Run:
         if (invocation.stream or invocation.is_acknowledged) and not self._request.can_stream:
             raise StreamsNeedAsgi
         self._host.admit(self, is_run_here=self._tasks_backend is None)
+        return work
 
     def _fit_options(self, invocation: Invocation, resolved: ResolvedTarget) -> Invocation:
         if not invocation.options or resolved.takes_options:
@@ -306,7 +328,7 @@ class Run:
         """Alias of the tasks backend whose workers run this invocation; None where this process does."""
         return conf.get_host().background_tasks_backend if self.invocation.background else None
 
-    def _turn_request(self) -> turns.TurnRequest:
+    def _turn_request(self, work: Work | None) -> turns.TurnRequest:
         is_handed = self._request.taken is None and self._tasks_backend is not None
         return turns.TurnRequest(
             invocation=self.invocation,
@@ -317,11 +339,16 @@ class Run:
             owner="" if is_handed else self._host.owner,
             lease_seconds=conf.get_host().lease_seconds,
             on_busy=self.endpoint.on_busy_session,
+            check_reply=None if work is None else work.check_reply,
+            with_checkpoint=work is not None and work.with_checkpoint,
             handed_input=parcel.pack(self.invocation, self._request.keys) if is_handed else "",
         )
 
-    async def _begin(self) -> turns.Begun:
-        request = self._turn_request()
+    async def _begin(self, work: Work) -> turns.Begun:
+        request = self._turn_request(work)
+        if turns.may_be_recorded_at_its_end(request, id_given=self._request.parsed.id_given):
+            self._held = Turn(0, request.owner, None, unrecorded=request)
+            return self._held
         try:
             # It cannot be called back: a claim that is made just as the run is cancelled has to be released.
             return await whole(groups.begin(request), self._hold)
@@ -371,15 +398,17 @@ class Run:
         if not self.started.done():
             self.started.set_result(stored)
 
-    async def _carry_out(self, resolved: ResolvedTarget, turn: Turn) -> tuple[Answer, tuple[PendingRequest, ...]]:
-        """Run the target within its time; return the answer and what is left pending."""
+    async def _carry_out(self, work: Work, turn: Turn) -> Result:
+        """Run the target within its time."""
         invocation = self.invocation
-        session = None if self._session is None else self._session.session
-        answered = () if turn.session is None else turn.session.answered
-        messages = messages_of(resolved.target, invocation, answered)
         try:
-            async with asyncio.timeout(self.endpoint.run_timeout_seconds) as limit:
-                result = await run_agent(self.endpoint, resolved, invocation, messages, session, self._publish)
+            async with (
+                asyncio.timeout(self.endpoint.run_timeout_seconds) as limit,
+                provider_context.bound(
+                    work.agents, invocation.id, lambda: invocations.previous_id(turn.session_pk, turn.record_pk)
+                ),
+            ):
+                result = await work.run(invocation, turn, self._publish)
         except TimeoutError as error:
             if limit.expired():
                 raise RunTimedOut from error
@@ -388,8 +417,7 @@ class Run:
         if result.pending and turn.session is None:
             # Nobody could answer it later.
             raise SessionRequired
-        asked = tuple(request.data for request in result.pending)
-        return Answer(result.text, self.session_id, pending=asked, usage=result.usage), result.pending
+        return result
 
     def _note_first_byte(self) -> None:
         if self._first_byte_at is None:
@@ -404,9 +432,8 @@ class Run:
                 self._host.flush_soon()
             await self.tape.room()
 
-    async def _commit(self, turn: Turn, answer: Answer, left: tuple[PendingRequest, ...]) -> None:
+    async def _commit(self, turn: Turn, answer: Answer, change: SessionChange | None) -> None:
         """Write everything in one transaction, which a cancellation does not cut."""
-        change = None if self._session is None else SessionChange(await self._session.save(), left)
         committed: list[None] = []
         try:
             async with self.ending:
@@ -471,6 +498,8 @@ class Run:
             logger.error("Cleaning up after invocation %s failed.", self.correlation_id, exc_info=cause)
             return
         self._over = True
+        if self._work is not None:
+            error = self._work.failure(error)
         if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, _REFUSALS):
             logger.error("Invocation %s failed: %s.", self.correlation_id, error.code, exc_info=cause)
         else:

@@ -160,6 +160,16 @@ async def request_cancel(scope: Scope, invocation_id: str) -> StoredInvocation |
     return await database.run(_request_cancel, scope, invocation_id)
 
 
+async def previous_id(session_pk: int | None, record_pk: int) -> str | None:
+    """Return the id of the last invocation of a session that ended well before another one; None for none.
+
+    Args:
+        session_pk: Primary key of the session's row, or None.
+        record_pk: Primary key of the other one's record.
+    """
+    return None if session_pk is None else await database.run(_previous_id, session_pk, record_pk)
+
+
 async def keep_joined(pk: int, seconds: float) -> None:
     """Say that somebody on another process waits for the answer of a run.
 
@@ -273,6 +283,13 @@ def _drop_pending(using: str, key: str) -> None:
 def _is_joined(pk: int) -> bool:
     rows = InvocationRecord.objects.using(database.alias()).filter(pk=pk, joined_until__isnull=False)
     return rows.exclude(clock.is_past("joined_until")).exists()
+
+
+def _previous_id(session_pk: int, record_pk: int) -> str | None:
+    rows = InvocationRecord.objects.using(database.alias()).filter(
+        session_record_id=session_pk, pk__lt=record_pk, status__in=_ENDED_WELL
+    )
+    return rows.order_by("-pk").values_list("invocation_id", flat=True).first()
 
 
 def _keep_joined(pk: int, seconds: float) -> None:

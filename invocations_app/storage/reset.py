@@ -40,7 +40,7 @@ async def reset_session(scope: Scope, session_id: str) -> bool:
 
 
 def reset_row(session_pk: int) -> bool:
-    """Reset the session of a row, as `reset_session` does; waits for a database thread.
+    """Reset the session of a row, as `reset_session` does, on the calling thread and in its transaction.
 
     Args:
         session_pk: Primary key of the session's row.
@@ -52,7 +52,10 @@ def reset_row(session_pk: int) -> bool:
         SessionBusy: If a turn of the session runs, or waits for it.
         DatabaseError: If the database is not reachable.
     """
-    return database.call(_reset_row, session_pk)
+    using = database.alias()
+    with transaction.atomic(using=using):
+        session = records.get_by_pk(using, session_pk)
+        return session is not None and session.archived_at is None and _archive(using, session)
 
 
 def _reset(scope: Scope, session_id: str) -> bool:
@@ -60,13 +63,6 @@ def _reset(scope: Scope, session_id: str) -> bool:
     with transaction.atomic(using=using):
         session = records.get_session_record(using, scope, session_id, lock=True)
         return session is not None and _archive(using, session)
-
-
-def _reset_row(session_pk: int) -> bool:
-    using = database.alias()
-    with transaction.atomic(using=using):
-        session = records.get_by_pk(using, session_pk)
-        return session is not None and session.archived_at is None and _archive(using, session)
 
 
 def _archive(using: str, session: SessionRecord) -> bool:

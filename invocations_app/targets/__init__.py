@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,6 +19,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from invocations_app import conf
 from invocations_app.conf import EndpointSettings
+from invocations_app.envelope import TargetKind
 from invocations_app.exceptions import TargetUnavailable
 from invocations_app.targets.holder import TargetHolder
 from invocations_app.targets.kinds import (
@@ -29,15 +30,20 @@ from invocations_app.targets.kinds import (
     is_factory,
     kind_of,
 )
+from invocations_app.targets.workflows import UnstableWorkflow, agents_of, enter_agents, executors_of
 
 __all__ = [
     "NotATarget",
     "ResolvedTarget",
+    "UnstableWorkflow",
     "WorkflowInstance",
+    "agents_of",
     "entered",
+    "executors_of",
     "failing",
     "is_factory",
     "kind_of",
+    "known_kind",
     "resolve",
     "start_all",
     "stop_all",
@@ -47,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 _loops: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[EndpointSettings, TargetHolder]] = WeakKeyDictionary()
 _loops_lock = threading.Lock()
+# By dotted path: what a path gives is one kind in every loop.
+_kinds: dict[str, TargetKind] = {}
 
 
 async def resolve(endpoint: EndpointSettings) -> ResolvedTarget:
@@ -59,7 +67,18 @@ async def resolve(endpoint: EndpointSettings) -> ResolvedTarget:
         TargetUnavailable: If the target cannot be imported, built or entered.
             The cause is chained and has been logged; the next call tries again.
     """
-    return await _holder(endpoint).resolve()
+    resolved = await _holder(endpoint).resolve()
+    _kinds[endpoint.target] = resolved.kind
+    return resolved
+
+
+def known_kind(endpoint: EndpointSettings) -> TargetKind | None:
+    """Return what an endpoint's target is; None when it was never resolved in this process.
+
+    Args:
+        endpoint: The endpoint.
+    """
+    return _kinds.get(endpoint.target)
 
 
 @asynccontextmanager
@@ -79,13 +98,20 @@ async def entered(resolved: ResolvedTarget) -> AsyncIterator[Any]:
         TargetUnavailable: If the target cannot be entered; logged.
     """
     target = resolved.target
-    if not (resolved.owned and is_context_manager(target)):
+    if not resolved.owned or (resolved.kind == "agent" and not is_context_manager(target)):
         yield target
         return
     holder = _holder(resolved.endpoint)
+    stack = AsyncExitStack()
     try:
-        await target.__aenter__()
-    except Exception as error:
+        if resolved.kind == "workflow":
+            await enter_agents(target, stack)
+        else:
+            await stack.enter_async_context(target)
+    except BaseException as error:
+        await stack.aclose()
+        if not isinstance(error, Exception):
+            raise
         holder.note_failure(error)
         raise TargetUnavailable from error
     holder.failure = None
@@ -93,7 +119,7 @@ async def entered(resolved: ResolvedTarget) -> AsyncIterator[Any]:
         yield target
     finally:
         try:
-            await target.__aexit__(*sys.exc_info())
+            await stack.__aexit__(*sys.exc_info())
         except Exception:
             logger.exception("The target of endpoint %r was not left cleanly.", resolved.endpoint.alias)
 

@@ -1,6 +1,8 @@
 """Holds the target of one endpoint in one event loop: builds, enters, keeps and leaves it.
 
-Building goes through upstream's ``AgentState``, which knows no entering.
+Building goes through upstream's ``AgentState`` and ``WorkflowState``, which know
+no entering. A workflow is never kept, whatever ``CACHE_TARGET`` says: it runs one
+turn at a time.
 """
 
 from __future__ import annotations
@@ -12,19 +14,22 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from agent_framework_hosting import AgentState
+from agent_framework import Workflow
+from agent_framework_hosting import AgentState, WorkflowState
 from django.utils.module_loading import import_string
 
 from invocations_app.conf import EndpointSettings
 from invocations_app.exceptions import TargetUnavailable
 from invocations_app.targets.kinds import ResolvedTarget, describe, is_context_manager, is_factory
+from invocations_app.targets.workflows import check_twins
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
 """How long a failure stands before a probe, which may come at any rate, builds again."""
 
-_Outcome: TypeAlias = "asyncio.Future[ResolvedTarget | Exception]"
+# None: nothing is kept, as the factory builds workflows.
+_Outcome: TypeAlias = "asyncio.Future[ResolvedTarget | Exception | None]"
 
 
 class TargetHolder:
@@ -42,8 +47,9 @@ class TargetHolder:
         self.failure: Exception | None = None
         self._tried_at: float | None = None
         self._kept: ResolvedTarget | None = None
-        self._state: AgentState[Any] | None = None
+        self._state: AgentState[Any] | WorkflowState[Any] | None = None
         self._is_fresh = False
+        self._builds_workflows = False
         self._outcome: _Outcome | None = None
         self._owner: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
@@ -56,7 +62,10 @@ class TargetHolder:
         try:
             state = self._load()
             if self._is_fresh:
-                fresh = describe(self.endpoint, await state.get_target(), owned=True)
+                built = await state.get_target()
+                if isinstance(built, Workflow) and not self._builds_workflows:
+                    await self._expect_workflows(built)
+                fresh = describe(self.endpoint, built, owned=True)
                 if not is_context_manager(fresh.target):
                     self.failure = None
                 return fresh
@@ -67,7 +76,7 @@ class TargetHolder:
         outcome = await asyncio.shield(self._build(state))
         if isinstance(outcome, Exception):
             raise TargetUnavailable from outcome
-        return outcome
+        return await self.resolve() if outcome is None else outcome
 
     def is_due(self) -> bool:
         """Return whether it is time to find out if the target can be had."""
@@ -102,7 +111,7 @@ class TargetHolder:
             self._owner.cancel()
         await asyncio.wait([self._owner])
 
-    def _load(self) -> AgentState[Any]:
+    def _load(self) -> AgentState[Any] | WorkflowState[Any]:
         if self._state is None:
             found = import_string(self.endpoint.target)
             # An instance that can be called would be taken for a factory upstream.
@@ -111,7 +120,18 @@ class TargetHolder:
             self._state = AgentState(source, cache_target=not self._is_fresh)
         return self._state
 
-    def _build(self, state: AgentState[Any]) -> _Outcome:
+    async def _expect_workflows(self, built: Workflow) -> None:
+        """Build once more, see that the two are alike and share nothing, and build for each run from now on.
+
+        Raises:
+            UnstableWorkflow: If they are not alike, or share something.
+        """
+        state: WorkflowState[Any] = WorkflowState(import_string(self.endpoint.target), cache_target=False)
+        check_twins(built, await state.get_target())
+        self._state = state
+        self._is_fresh = self._builds_workflows = True
+
+    def _build(self, state: AgentState[Any] | WorkflowState[Any]) -> _Outcome:
         """Return the outcome that all who wait for the kept target share."""
         if self._outcome is None:
             self._outcome = asyncio.get_running_loop().create_future()
@@ -123,13 +143,18 @@ class TargetHolder:
             )
         return self._outcome
 
-    async def _own(self, state: AgentState[Any], outcome: _Outcome) -> None:
+    async def _own(self, state: AgentState[Any] | WorkflowState[Any], outcome: _Outcome) -> None:
         """Build the kept target, enter it, and leave it when the holder is stopped.
 
         All in one task, as context managers over anyio demand.
         """
         try:
-            resolved = describe(self.endpoint, await state.get_target(), owned=False)
+            built = await state.get_target()
+            if isinstance(built, Workflow) and is_factory(import_string(self.endpoint.target)):
+                await self._expect_workflows(built)
+                outcome.set_result(None)
+                return
+            resolved = describe(self.endpoint, built, owned=False)
             if not is_context_manager(resolved.target):
                 self._keep(resolved, outcome)
                 return

@@ -45,7 +45,10 @@ class WorkflowInstance(NotATarget):
     their executors, and with them conversations.
     """
 
-    fix = "Name a function that builds an agent: callers cannot share a workflow, nor what one builder builds."
+    fix = (
+        "Name a function that builds a workflow anew, executors and agents included, and gives it a name: "
+        "callers cannot share one, nor what one builder builds."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class ResolvedTarget:
 
     Attributes:
         endpoint: The endpoint it belongs to.
-        target: The agent itself.
+        target: The agent or workflow itself.
         kind: What it is.
         takes_options: Whether its ``run`` takes ``options``.
         takes_session: Whether its ``run`` takes ``session``.
@@ -79,17 +82,20 @@ def is_factory(found: object) -> bool:
     return callable(found) and not _has_run(found) and not isinstance(found, _WORKFLOWS)
 
 
-def kind_of(target: object) -> TargetKind:
+def kind_of(target: object, *, is_built: bool = False) -> TargetKind:
     """Return what a target is.
 
     Args:
         target: What a factory returned, or ``TARGET`` names.
+        is_built: Whether a factory built it for one run.
 
     Raises:
-        WorkflowInstance: If it is a workflow, an agent made of one, or a builder.
-        NotATarget: If it is no agent.
+        WorkflowInstance: If it is a workflow that callers would share, an agent made of one, or a builder.
+        NotATarget: If it is neither agent nor workflow.
     """
     name = type(target).__name__
+    if is_built and isinstance(target, Workflow):
+        return "workflow"
     if isinstance(target, _WORKFLOWS):
         raise WorkflowInstance(f"'{name}' object is no agent.")
     if not _has_run(target):
@@ -110,10 +116,11 @@ def describe(endpoint: EndpointSettings, target: Any, *, owned: bool) -> Resolve
     Raises:
         NotATarget: If it cannot be run.
     """
+    kind = kind_of(target, is_built=owned)
     return ResolvedTarget(
         endpoint=endpoint,
         target=target,
-        kind=kind_of(target),
+        kind=kind,
         takes_options=_takes(target, "options"),
         takes_session=_takes(target, "session"),
         owned=owned,

@@ -1,0 +1,338 @@
+"""Turns as a state machine: whatever happens in whatever order, the tables say what a simple model says.
+
+Storage alone, on this thread: two processes start, finish, fail, cancel, lose and take over turns of two sessions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from agent_framework import AgentSession, Content, Message
+from django.db import transaction
+from django.utils import timezone
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from invocations_app.envelope import Invocation
+from invocations_app.events import Answer
+from invocations_app.exceptions import InvocationError, RunCancelled, RunInterrupted, SessionBusy, TargetFailed
+from invocations_app.isolation import Scope
+from invocations_app.models import EventRecord, InvocationRecord, MessageRecord, SessionRecord
+from invocations_app.storage import endings, event_log, groups, invocations, leases, snapshots, swift, turns
+from invocations_app.storage.endings import SessionChange
+from invocations_app.storage.event_log import Batch
+from invocations_app.storage.invocations import StoredInvocation
+from invocations_app.storage.turns import Turn, Waiting
+
+SCOPE = Scope("default", "", "")
+LIVE = ("queued", "running")
+SESSIONS = st.sampled_from(["s1", "s2"])
+OWNERS = st.sampled_from(["one", "two"])
+
+
+@dataclass
+class Run:
+    """What the model knows of an invocation.
+
+    `held` is what its process holds, and goes on holding when it has lost it.
+    """
+
+    name: str
+    session: str
+    owner: str
+    held: Turn | Waiting
+    status: str
+    expired: bool = False
+    frames: list[bytes] = field(default_factory=list)
+    logged: int = 0
+
+
+def done(group: Any, job: Any) -> Any:
+    """Do a job as a group of one does it, on this thread."""
+    [(result, error)] = group._outcomes([job])
+    if error is not None:
+        raise error
+    return result
+
+
+class Turns(RuleBasedStateMachine):
+    """The model: invocations by name, the history of each session, and whose turn it is."""
+
+    runs = Bundle("runs")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+        self.all: list[Run] = []
+        self.history: dict[str, list[str]] = {"s1": [], "s2": []}
+        self.holder: dict[str, Run | None] = {"s1": None, "s2": None}
+
+    # What the model says
+
+    def waiting(self, session: str) -> list[Run]:
+        return [run for run in self.all if run.session == session and run.status == "queued"]
+
+    def is_free(self, session: str) -> bool:
+        holder = self.holder[session]
+        return holder is None or holder.expired
+
+    def take(self, run: Run) -> None:
+        """Let a run claim its session; whoever held it longer than its lease is interrupted."""
+        before = self.holder[run.session]
+        if before is not None:
+            self.interrupt(before)
+        self.holder[run.session] = run
+        run.status = "running"
+
+    def interrupt(self, run: Run) -> None:
+        assert run.expired
+        self.end(run, "interrupted")
+
+    def end(self, run: Run, status: str) -> None:
+        run.status = status
+        if self.holder[run.session] is run:
+            self.holder[run.session] = None
+
+    def meet(self, run: Run) -> None:
+        """Whoever looks at a run whose lease is over writes down that it was interrupted."""
+        if run.expired and run.status in LIVE:
+            self.interrupt(run)
+
+    # What happens
+
+    def request(self, name: str, session: str, owner: str, on_busy: Any) -> turns.TurnRequest:
+        invocation = Invocation(
+            id=name, endpoint="default", dialect="channel", input=[], session_id=session, stream=True
+        )
+        return turns.TurnRequest(
+            invocation=invocation,
+            scope=SCOPE,
+            user_pk=None,
+            fingerprint="f" * 64,
+            correlation_id="c" * 32,
+            owner=owner,
+            lease_seconds=600,
+            on_busy=on_busy,
+        )
+
+    @rule(target=runs, session=SESSIONS, owner=OWNERS, grouped=st.booleans())
+    def start(self, session: str, owner: str, grouped: bool) -> Run:
+        """A turn runs at once where the session is free and nobody waits; else it waits."""
+        self.number += 1
+        name = f"i{self.number}"
+        goes = self.is_free(session) and all(run.expired for run in self.waiting(session))
+        request = self.request(name, session, owner, "wait")
+        begun = done(groups._begins, request) if grouped else turns.begin_now(request)
+        assert isinstance(begun, Turn if goes else Waiting)
+        run = Run(name, session, owner, begun, "queued")
+        self.all.append(run)
+        if goes:
+            self.take(run)
+        return run
+
+    @rule(session=SESSIONS, owner=OWNERS)
+    def refuse(self, session: str, owner: str) -> None:
+        """In reject mode a busy session is refused, and nothing is written."""
+        if self.is_free(session) and all(run.expired for run in self.waiting(session)):
+            return
+        with pytest.raises(SessionBusy):
+            turns.begin_now(self.request("refused", session, owner, "reject"))
+        assert not InvocationRecord.objects.filter(invocation_id="refused").exists()
+
+    @rule(run=runs, owner=OWNERS)
+    def retry(self, run: Run, owner: str) -> None:
+        """The same id never begins a second run; the look-up says how it stands."""
+        assert isinstance(turns.begin_now(self.request(run.name, run.session, owner, "wait")), StoredInvocation)
+        stored = invocations._look_up({"key": SCOPE.key(run.name)})
+        self.meet(run)
+        assert stored is not None
+        assert stored.status == run.status
+
+    @rule(run=runs)
+    def claim(self, run: Run) -> None:
+        """The oldest live waiter of a free session gets it; what lost its record is told so."""
+        if not isinstance(run.held, Waiting) or run.status == "running":
+            return
+        if run.status != "queued" or run.expired:
+            with pytest.raises(RunCancelled if run.status == "cancelled" else RunInterrupted):
+                turns._claim_waiting(run.held)
+            return
+        older = [other for other in self.waiting(run.session) if other.held.record_pk < run.held.record_pk]
+        goes = self.is_free(run.session) and all(other.expired for other in older)
+        turn = turns._claim_waiting(run.held)
+        assert (turn is not None) == goes
+        if turn is not None:
+            run.held = turn
+            self.take(run)
+
+    @rule(run=runs)
+    def give_up(self, run: Run) -> None:
+        """Who waits no longer leaves no row; but one that was started or ended stays."""
+        if not isinstance(run.held, Waiting) or run.status != "queued":
+            return
+        assert turns._give_up(run.held)
+        self.all.remove(run)
+        run.status = "gone"
+
+    @rule(run=runs, count=st.integers(1, 5))
+    def log(self, run: Run, count: int) -> None:
+        """Events are logged while the run is its process's, and not a moment longer."""
+        if run.status not in ("running", "interrupted"):
+            return
+        first = len(run.frames) + 1
+        frames = tuple(f"data: {number}\n\n".encode() for number in range(first, first + count))
+        batch = Batch(run.held.record_pk, first, frames)
+        held = event_log._append(run.owner, [batch])
+        if run.status == "running" and not run.expired:
+            assert held == {run.held.record_pk}
+            run.frames.extend(frames)
+        else:
+            assert held == set()
+
+    @rule(run=runs, grouped=st.booleans())
+    def finish(self, run: Run, grouped: bool) -> None:
+        """A turn commits if it is still its process's; otherwise nothing of it is written."""
+        if not isinstance(run.held, Turn) or run.status not in ("running", "interrupted"):
+            return
+        change = SessionChange(self.change(run.held, run.name))
+        answer, ending = Answer(run.name, session_id=run.session), self.ending(run)
+        job = swift.Commit(run.held, change, answer, ending, endings.encode_answer(answer))
+
+        def commit() -> None:
+            if grouped:
+                done(groups._commits, job)
+            else:
+                endings.commit_now(job.turn, change, answer, ending)
+
+        if run.status == "running" and not run.expired:
+            commit()
+            self.history[run.session].append(run.name)
+            self.end(run, "succeeded")
+        else:
+            with pytest.raises(InvocationError):
+                commit()
+
+    @rule(run=runs, error=st.sampled_from([TargetFailed, RunCancelled, RunInterrupted]))
+    def fail(self, run: Run, error: type[InvocationError]) -> None:
+        """A turn that has no answer leaves its session as it was."""
+        if run.status not in (*LIVE, "interrupted"):
+            return
+        endings._fail(run.held, error(), self.ending(run))
+        if run.status in LIVE:
+            self.end(run, {"cancelled": "cancelled", "interrupted": "interrupted"}.get(error.code, "failed"))
+
+    @rule(run=runs)
+    def cancel(self, run: Run) -> None:
+        """What waits is cancelled at once, what runs hears of it, what ended stays."""
+        if run.status == "gone":
+            return
+        stored = invocations._request_cancel(SCOPE, run.name)
+        if run.status == "queued":
+            self.end(run, "cancelled")
+        else:
+            self.meet(run)
+        assert stored is not None
+        assert stored.status == run.status
+        asked = run.held.record_pk in leases._look(run.owner, [run.held.record_pk]).cancelled
+        assert asked or run.status not in ("running", "cancelled") or not isinstance(run.held, Turn)
+
+    @rule(run=runs)
+    def expire(self, run: Run) -> None:
+        """The process of a run is silent for longer than its lease."""
+        if run.status in LIVE:
+            past = timezone.now() - timedelta(seconds=1)
+            InvocationRecord.objects.filter(pk=run.held.record_pk).update(lease_expires_at=past)
+            SessionRecord.objects.filter(claimed_by=run.held.record_pk).update(claim_expires_at=past)
+            run.expired = True
+
+    @rule(owner=OWNERS)
+    def renew(self, owner: str) -> None:
+        """What a process holds it goes on holding; a lease that ran out is not renewed."""
+        mine = [run for run in self.all if run.owner == owner]
+        held = leases._renew(owner, [run.held.record_pk for run in mine], 600).held
+        assert held == {run.held.record_pk for run in mine if run.status in LIVE and not run.expired}
+
+    @rule(run=runs, data=st.data())
+    def read(self, run: Run, data: st.DataObject) -> None:
+        """From any number on, the log holds exactly the rest."""
+        after = data.draw(st.integers(0, len(run.frames) + 2))
+        expected = list(enumerate(run.frames, start=1))[after:]
+        assert event_log._read(run.held.record_pk, after) == expected
+
+    # What must hold
+
+    def ending(self, run: Run) -> endings.Ending:
+        return endings.Ending(None, Batch(run.held.record_pk, len(run.frames) + 1, ()), len(run.frames))
+
+    def change(self, turn: Turn, text: str) -> snapshots.Change:
+        claimed = turn.session
+        assert claimed is not None
+        if claimed.state:
+            session, history = snapshots.load(claimed.state, claimed.rows, claimed.opaque_id)
+        else:
+            session, history = AgentSession(session_id=claimed.opaque_id), snapshots.History()
+        part = session.state.setdefault("in_memory", {"messages": []})
+        part["messages"] = [*part["messages"], Message("user", [Content.from_text(text)])]
+        return snapshots.dump(session, history)
+
+    @invariant()
+    def records_say_what_the_model_says(self) -> None:
+        stored = InvocationRecord.objects.values_list("invocation_id", "status")
+        assert dict(stored) == {run.name: run.status for run in self.all}
+
+    @invariant()
+    def one_turn_holds_a_session(self) -> None:
+        claims = dict(SessionRecord.objects.values_list("session_id", "claimed_by"))
+        for name, holder in self.holder.items():
+            assert claims.get(name) == (None if holder is None else holder.held.record_pk)
+            running = [run for run in self.all if run.session == name and run.status == "running"]
+            assert running == ([] if holder is None else [holder])
+
+    @invariant()
+    def histories_hold_the_committed_turns_in_order(self) -> None:
+        for name, expected in self.history.items():
+            rows = MessageRecord.objects.filter(session__session_id=name).order_by("position")
+            assert [Message.from_json(payload).text for payload in rows.values_list("payload", flat=True)] == expected
+            versions = SessionRecord.objects.filter(session_id=name).values_list("version", flat=True)
+            assert list(versions) in ([], [len(expected)])
+
+    @invariant()
+    def ends_are_counted(self) -> None:
+        for run in self.all:
+            if run.status not in LIVE:
+                record = InvocationRecord.objects.get(pk=run.held.record_pk)
+                assert record.event_count == len(run.frames)
+                assert record.finished_at is not None
+
+    def teardown(self) -> None:
+        for model in (EventRecord, MessageRecord, InvocationRecord, SessionRecord):
+            model._default_manager.all().delete()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+@pytest.mark.django_db
+def test_every_order_of_events_leaves_what_the_model_says() -> None:
+    checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
+    with transaction.atomic():
+        run_state_machine_as_test(
+            Turns,
+            settings=settings(
+                max_examples=25,
+                stateful_step_count=30,
+                deadline=None,
+                derandomize=True,
+                database=None,
+                suppress_health_check=checks,
+            ),
+        )
