@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
 from django.db import IntegrityError, transaction
@@ -45,6 +46,7 @@ class TurnRequest:
         on_busy: Whether to wait for a busy session.
         check_reply: Checks the value of a reply to a pending request further; None for no more.
         with_checkpoint: Whether the latest checkpoint is loaded (the target is a workflow).
+        begun_at: When it was begun.
     """
 
     invocation: Invocation
@@ -57,6 +59,7 @@ class TurnRequest:
     on_busy: Literal["wait", "reject"] = "wait"
     check_reply: CheckReply | None = None
     with_checkpoint: bool = False
+    begun_at: datetime = field(default_factory=timezone.now)
 
     @property
     def session_id(self) -> str | None:
@@ -103,11 +106,13 @@ class Turn:
         record_pk: Primary key of the invocation's record.
         owner: Id of the process that runs it.
         session: The claimed session, or None.
+        unrecorded: What began it, where it is recorded once, at its end.
     """
 
     record_pk: int
     owner: str
     session: ClaimedSession | None
+    unrecorded: TurnRequest | None = None
 
     @property
     def session_pk(self) -> int | None:
@@ -133,6 +138,18 @@ class Waiting:
 
 
 Begun: TypeAlias = Turn | Waiting | StoredInvocation
+
+
+def may_be_recorded_at_its_end(request: TurnRequest, *, id_given: bool) -> bool:
+    """Return whether nobody could ask for an invocation before its end: no session, no stream, no id.
+
+    Args:
+        request: What begins the turn.
+        id_given: Whether the caller knows the invocation's id.
+    """
+    invocation = request.invocation
+    known = id_given or invocation.stream or invocation.is_acknowledged
+    return request.session_id is None and not known and invocation.responses is None
 
 
 async def begin(request: TurnRequest) -> Begun:
@@ -209,21 +226,30 @@ def _begin_once(using: str, request: TurnRequest) -> Begun:
         return found[0]
     if request.session_id is None:
         pending.check(using, [], request.invocation.responses, request.check_reply)
-        return Turn(_insert(using, request, None, Status.RUNNING).pk, request.owner, None)
+        return Turn(insert(using, request, None, Status.RUNNING).pk, request.owner, None)
     session = records.ensure_session_record(using, scope, request.session_id, user_pk=request.user_pk, now=now)
     if _is_free(using, session) and not _older_waits(using, session.pk):
         opened = _open_requests(using, session, request)
-        record = _insert(using, request, session, Status.RUNNING)
+        record = insert(using, request, session, Status.RUNNING)
         return Turn(record.pk, request.owner, _claim(using, session, record.pk, request, opened))
     if request.on_busy == "reject":
         raise SessionBusy
-    record = _insert(using, request, session, Status.QUEUED)
+    record = insert(using, request, session, Status.QUEUED)
     return Waiting(record.pk, request.owner, session.pk, request)
 
 
-def _insert(
-    using: str, request: TurnRequest, session: SessionRecord | None, status: InvocationRecord.Status
+def insert(
+    using: str, request: TurnRequest, session: SessionRecord | None, status: InvocationRecord.Status, **more: Any
 ) -> InvocationRecord:
+    """Write an invocation's record; inside the caller's transaction, on a database thread.
+
+    Args:
+        using: Alias of the database.
+        request: What begins the turn.
+        session: The locked row of its session, or None.
+        status: What the invocation is.
+        **more: Further columns.
+    """
     invocation, scope = request.invocation, request.scope
     return InvocationRecord.objects.using(using).create(
         key=scope.key(invocation.id),
@@ -244,8 +270,9 @@ def _insert(
         lease_expires_at=clock.from_now(request.lease_seconds),
         status=status,
         metadata=json.dumps(dict(invocation.metadata)) if invocation.metadata else "",
-        created_at=timezone.now(),
+        created_at=request.begun_at,
         **deliveries.columns_of(invocation.delivery),
+        **more,
     )
 
 
