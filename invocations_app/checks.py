@@ -102,7 +102,7 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_tasks_backend(**kwargs: Any) -> list[CheckMessage]:
-    """Report a tasks backend whose workers cannot run background invocations (E011, E012)."""
+    """Report a tasks backend whose workers cannot run background invocations (E014, E015)."""
     alias = conf.get_host().background_tasks_backend
     return [] if alias is None else list(_check_tasks_backend(alias))
 
@@ -128,13 +128,13 @@ def _check_tasks_backend(alias: str) -> Iterator[CheckMessage]:
     try:
         api = tasks_api.get()
     except ImproperlyConfigured as error:
-        yield Error(f"{where}: {error}", hint="Install 'django-invocations[tasks]'.", id="invocations.E011")
+        yield Error(f"{where}: {error}", hint="Install 'django-invocations[tasks]'.", id="invocations.E014")
         return
     if alias not in api.task_backends.settings:
         yield Error(
             f"{where}: TASKS has no {alias!r}.",
             hint="Name an alias of TASKS whose backend has workers, such as that of 'django_tasks_db.DatabaseBackend'.",
-            id="invocations.E011",
+            id="invocations.E014",
         )
         return
     try:
@@ -150,7 +150,7 @@ def _check_tasks_backend(alias: str) -> Iterator[CheckMessage]:
         f"{where}: TASKS[{alias!r}] cannot run invocations: {problem}",
         hint="Name an alias of TASKS whose backend has workers, such as that of 'django_tasks_db.DatabaseBackend', "
         "with the queue 'default'; or None, and the web process runs them itself.",
-        id="invocations.E012",
+        id="invocations.E015",
     )
 
 

@@ -56,22 +56,23 @@ class InvocationsHandler(ASGIHandler):
         Args:
             is_async: Always true here.
         """
-        self._view_middleware = []
-        self._template_response_middleware = []
-        self._exception_middleware = []
-        chain: Any = convert_exception_to_response(self._get_response_async)
+        handler: Any = self  # Django's own parts, which its types do not show
+        handler._view_middleware = []
+        handler._template_response_middleware = []
+        handler._exception_middleware = []
+        chain: Any = convert_exception_to_response(handler._get_response_async)
         for path in reversed(self._paths):
             kind = import_string(path)
             if not getattr(kind, "async_capable", False):
                 raise ImproperlyConfigured(f"The middleware {path!r} is sync only: it would cost a thread a request.")
             layer = kind(chain)
             if hasattr(layer, "process_view"):
-                self._view_middleware.insert(0, self.adapt_method_mode(True, layer.process_view))
+                handler._view_middleware.insert(0, self.adapt_method_mode(True, layer.process_view))
             if hasattr(layer, "process_exception"):
-                self._exception_middleware.append(self.adapt_method_mode(False, layer.process_exception))
+                handler._exception_middleware.append(self.adapt_method_mode(False, layer.process_exception))
             chain = convert_exception_to_response(layer)
         assert iscoroutinefunction(chain)  # noqa: S101 - an async chain all the way
-        self._middleware_chain = chain
+        handler._middleware_chain = chain
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request.
@@ -98,10 +99,12 @@ class InvocationsHandler(ASGIHandler):
 
     async def _respond(self, scope: Any, body: io.BytesIO, send: Any) -> None:
         set_script_prefix(get_script_prefix(scope))
-        request, response = self.create_request(scope, body)
+        request, refused = self.create_request(scope, body)
+        response: Any = refused
         if request is not None:
             set_urlconf(None)
-            response = await self._middleware_chain(request)
+            handler: Any = self
+            response = await handler._middleware_chain(request)
             if response.status_code >= 400:
                 log_response("%s: %s", response.reason_phrase, request.path, response=response, request=request)
         try:

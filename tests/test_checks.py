@@ -316,20 +316,20 @@ def test_a_tasks_backend_with_workers_has_no_messages():
         assert tasks_found(BACKEND=NOTING, QUEUES=[]) == []
 
 
-def test_e011_a_tasks_backend_that_is_not_there():
-    error = Error(f"{WHERE_TASKS}: TASKS has no 'nobody'.", hint=f"{NAME_WORKERS}.", id="invocations.E011")
+def test_e014_a_tasks_backend_that_is_not_there():
+    error = Error(f"{WHERE_TASKS}: TASKS has no 'nobody'.", hint=f"{NAME_WORKERS}.", id="invocations.E014")
     with override_settings(INVOCATIONS_HOST={"BACKGROUND_TASKS_BACKEND": "nobody"}):
         assert tasks_found(BACKEND=NOTING) == [error]
 
 
-def test_e011_no_tasks_api(monkeypatch):
+def test_e014_no_tasks_api(monkeypatch):
     monkeypatch.setattr("invocations_app.runs.tasks_api.find_spec", lambda name: None)
     with override_settings(INVOCATIONS_HOST={"BACKGROUND_TASKS_BACKEND": "workers"}):
         assert checks.check_tasks_backend() == [
             Error(
                 f"{WHERE_TASKS}: Django has no tasks API before 6.0; its backport is not installed.",
                 hint="Install 'django-invocations[tasks]'.",
-                id="invocations.E011",
+                id="invocations.E014",
             )
         ]
 
@@ -346,12 +346,12 @@ def test_e011_no_tasks_api(monkeypatch):
         ({"BACKEND": NOTING, "QUEUES": ["other"]}, "its backend cannot be used: InvalidTask"),
     ],
 )
-def test_e012_a_tasks_backend_that_cannot_run_invocations(backend, problem):
+def test_e015_a_tasks_backend_that_cannot_run_invocations(backend, problem):
     with override_settings(INVOCATIONS_HOST={"BACKGROUND_TASKS_BACKEND": "workers"}):
         (message,) = tasks_found(**backend)
     assert message.msg.startswith(f"{WHERE_TASKS}: TASKS['workers'] cannot run invocations: {problem}")
     assert (message.id, message.hint) == (
-        "invocations.E012",
+        "invocations.E015",
         f"{NAME_WORKERS}, with the queue 'default'; or None, and the web process runs them itself.",
     )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import re
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -762,6 +764,35 @@ def test_a_backend_that_cannot_be_made_raises_without_the_values(settings):
     assert SECRET not in str(raised.value)
     with pytest.raises(KeyError):
         delivery.get_backend(conf.get_endpoint("default"), "other")
+
+
+# The page of the documentation.
+
+
+def examples() -> list[str]:
+    page = Path(__file__).resolve().parent.parent / "docs" / "delivery.md"
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def test_the_documented_settings_are_right():
+    [example] = [text for text in examples() if "PUSH_DESTINATIONS" in text]
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert messages_of(names["INVOCATIONS"]["default"]["PUSH_DESTINATIONS"]) == []
+
+
+async def test_a_receiver_as_documented_takes_what_is_genuine(settings):
+    [example] = [text for text in examples() if "is_genuine" in text]
+    names: dict[str, Any] = {}
+    exec(example, names)
+    with receiving() as receiver:
+        await deliver(("crm",), {"crm": webhook(receiver)}, settings)
+    [received] = receiver.received
+    is_genuine = names["is_genuine"]
+    assert is_genuine(received.headers, received.body, SECRET)
+    assert not is_genuine(received.headers, received.body, "another secret")
+    assert not is_genuine(received.headers, received.body + b" ", SECRET)
+    assert not is_genuine(received.headers | {"x-invocations-timestamp": "1700000000"}, received.body, SECRET)
 
 
 async def test_a_database_that_is_away_for_a_moment_does_not_lose_the_report(settings, monkeypatch, caplog):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.utils import timezone
 
@@ -27,7 +27,7 @@ from invocations_app.storage.checkpoints import EncodedCheckpoint
 from invocations_app.storage.event_log import Batch
 from invocations_app.storage.invocations import LIVE
 from invocations_app.storage.snapshots import Change
-from invocations_app.storage.turns import ClaimedSession, Handed, Turn, Waiting
+from invocations_app.storage.turns import ClaimedSession, Handed, Turn, TurnRequest, Waiting, insert
 
 Status = InvocationRecord.Status
 
@@ -109,6 +109,9 @@ def commit_now(turn: Turn, change: SessionChange | None, answer: Answer, ending:
     """
     using = database.alias()
     now = timezone.now()
+    if turn.unrecorded is not None:
+        _record_whole(using, turn.unrecorded, Status.SUCCEEDED, _succeeded(answer, ending, now))
+        return
     try:
         with transaction.atomic(using=using):
             # The session's row first, as in begin: two transactions that lock in one order never deadlock.
@@ -122,24 +125,51 @@ def commit_now(turn: Turn, change: SessionChange | None, answer: Answer, ending:
             raise error
 
 
-def _commit_record(using: str, turn: Turn, answer: Answer, ending: Ending, now: datetime) -> None:
+def _succeeded(answer: Answer, ending: Ending, now: datetime) -> dict[str, Any]:
     usage = answer.usage
+    return {
+        "answer": encode_answer(answer),
+        "usage": json.dumps(dict(usage)) if usage else "",
+        "total_tokens": (usage or {}).get("total_token_count"),
+        "finished_at": now,
+        **_ending_columns(ending),
+    }
+
+
+def _failed(error: InvocationError, ending: Ending) -> dict[str, Any]:
+    return {
+        "error_code": error.code,
+        "error_status": error.status,
+        "finished_at": timezone.now(),
+        **_ending_columns(ending),
+    }
+
+
+def _commit_record(using: str, turn: Turn, answer: Answer, ending: Ending, now: datetime) -> None:
+    status = Status.AWAITING_INPUT if answer.pending else Status.SUCCEEDED
     ended = (
         InvocationRecord.objects.using(using)
         .filter(pk=turn.record_pk, owner=turn.owner, status=Status.RUNNING)
         .exclude(clock.is_past("lease_expires_at"))
-        .update(
-            status=Status.AWAITING_INPUT if answer.pending else Status.SUCCEEDED,
-            answer=encode_answer(answer),
-            usage=json.dumps(dict(usage)) if usage else "",
-            total_tokens=(usage or {}).get("total_token_count"),
-            finished_at=now,
-            **_ending_columns(ending),
-        )
+        .update(status=status, **_succeeded(answer, ending, now))
     )
     if not ended:
         raise _why_lost(using, turn.record_pk)
     event_log.write_batch(using, ending.events)
+
+
+def _record_whole(
+    using: str, request: TurnRequest, status: InvocationRecord.Status, columns: Mapping[str, Any]
+) -> None:
+    """Write a record that was not written at the beginning."""
+    try:
+        with transaction.atomic(using=using):
+            insert(using, request, None, status, **columns)
+    except IntegrityError:
+        # The last try was written although its confirmation was lost.
+        written = InvocationRecord.objects.using(using).filter(correlation_id=request.correlation_id)
+        if not written.exists():
+            raise
 
 
 def _ending_columns(ending: Ending) -> Mapping[str, Any]:
@@ -181,6 +211,10 @@ def _why_lost(using: str, record_pk: int) -> InvocationError:
 
 def _fail(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending) -> None:
     using = database.alias()
+    if isinstance(held, Turn) and held.unrecorded is not None:
+        status = _STATUS_OF.get(error.code, Status.FAILED)
+        _record_whole(using, held.unrecorded, status, _failed(error, ending))
+        return
     session_pk = held.session_pk
     with transaction.atomic(using=using):
         if session_pk is not None:
@@ -190,13 +224,7 @@ def _fail(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending)
         ended = (
             InvocationRecord.objects.using(using)
             .filter(pk=held.record_pk, owner=held.owner, status__in=LIVE)
-            .update(
-                status=_STATUS_OF.get(error.code, Status.FAILED),
-                error_code=error.code,
-                error_status=error.status,
-                finished_at=timezone.now(),
-                **_ending_columns(ending),
-            )
+            .update(status=_STATUS_OF.get(error.code, Status.FAILED), **_failed(error, ending))
         )
         if ended:
             event_log.write_batch(using, ending.events)
@@ -205,10 +233,7 @@ def _fail(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending)
 
 def _tell(using: str, held: Turn | Waiting | Handed) -> None:
     """Tell other processes that the run is over and its session free."""
-    keys = [notify.invocation_key(held.record_pk)]
-    if held.session_pk is not None:
-        keys.append(notify.session_key(held.session_pk))
-    notify.notify(using, keys)
+    notify.notify(using, notify.keys_of(held.record_pk, held.session_pk))
 
 
 def encode_answer(answer: Answer) -> str:

@@ -94,7 +94,7 @@ class Group(Generic[Job, T]):
     def _outcomes(self, jobs: Sequence[Job]) -> list[_Outcome]:
         done: dict[int, T] = {}
         using = database.alias()
-        connection = connections[using]
+        connection: Any = connections[using]
         if connection.vendor in ("sqlite", "postgresql"):
             places = sorted(range(len(jobs)), key=lambda place: self._order(jobs[place]))
             try:

@@ -35,6 +35,17 @@ def session_key(session_pk: int) -> str:
     return f"s{session_pk}"
 
 
+def keys_of(record_pk: int, session_pk: int | None) -> list[str]:
+    """Return the keys of what is new when a run has ended.
+
+    Args:
+        record_pk: Primary key of the invocation's record.
+        session_pk: Primary key of its session's row, which is free now; None for none.
+    """
+    keys = [invocation_key(record_pk)]
+    return keys if session_pk is None else [*keys, session_key(session_pk)]
+
+
 def notify(using: str, keys: Iterable[str]) -> None:
     """Tell all processes, when the caller's transaction is committed, that something is new.
 

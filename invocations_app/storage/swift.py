@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from invocations_app.events import Answer
 from invocations_app.models import EventRecord, InvocationRecord, MessageRecord, SessionRecord
-from invocations_app.storage import plain_sql, records
+from invocations_app.storage import notify, plain_sql, records
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.grouping import NotSwift
 from invocations_app.storage.plain_sql import Insert, statement
@@ -30,29 +30,31 @@ _NEW_SESSION = Insert(
     SessionRecord,
     ["key", "endpoint", "user_key", "chat_key", "session_id", "user_id", "opaque_id", "created_at", "updated_at"],
 )
-_NEW_RECORD = Insert(
+_BEGUN = [
+    "key",
+    "invocation_id",
+    "correlation_id",
+    "endpoint",
+    "user_key",
+    "chat_key",
+    "user_id",
+    "dialect",
+    "stream",
+    "background",
+    "fingerprint",
+    "session_record_id",
+    "session_id",
+    "claim_number",
+    "owner",
+    "lease_expires_at",
+    "status",
+    "metadata",
+    "created_at",
+]
+_NEW_RECORD = Insert(InvocationRecord, _BEGUN, from_now="lease_expires_at")
+_WHOLE_RECORD = Insert(
     InvocationRecord,
-    [
-        "key",
-        "invocation_id",
-        "correlation_id",
-        "endpoint",
-        "user_key",
-        "chat_key",
-        "user_id",
-        "dialect",
-        "stream",
-        "background",
-        "fingerprint",
-        "session_record_id",
-        "session_id",
-        "claim_number",
-        "owner",
-        "lease_expires_at",
-        "status",
-        "metadata",
-        "created_at",
-    ],
+    [*_BEGUN, "answer", "usage", "total_tokens", "first_byte_at", "event_count", "finished_at"],
     from_now="lease_expires_at",
 )
 _NEW_MESSAGE = Insert(
@@ -165,8 +167,17 @@ def _find_or_make(connection: Any, cursor: Any, request: TurnRequest, now: Any) 
 
 
 def _record(connection: Any, cursor: Any, request: TurnRequest, session: ClaimedSession | None, now: Any) -> int:
+    given = _begun(connection, request, session, "running", now)
+    # An id that was used before breaks the unique key, and is left to who knows what to do then.
+    cursor.execute(_NEW_RECORD.text(connection.vendor), _NEW_RECORD.values(connection, given))
+    record_pk: int = cursor.fetchone()[0]
+    return record_pk
+
+
+def _begun(connection: Any, request: TurnRequest, session: ClaimedSession | None, status: str, now: Any) -> list[Any]:
+    """Return the values of `_BEGUN`."""
     invocation, scope = request.invocation, request.scope
-    given = [
+    return [
         scope.key(invocation.id),
         invocation.id,
         request.correlation_id,
@@ -183,14 +194,10 @@ def _record(connection: Any, cursor: Any, request: TurnRequest, session: Claimed
         0 if session is None else session.claim_number,
         request.owner,
         plain_sql.seconds(connection.vendor, request.lease_seconds),
-        "running",
+        status,
         json.dumps(dict(invocation.metadata)) if invocation.metadata else "",
         now,
     ]
-    # An id that was used before breaks the unique key, and is left to who knows what to do then.
-    cursor.execute(_NEW_RECORD.text(connection.vendor), _NEW_RECORD.values(connection, given))
-    record_pk: int = cursor.fetchone()[0]
-    return record_pk
 
 
 def _user(connection: Any, user_pk: Any) -> Any:
@@ -215,8 +222,6 @@ def commit(connection: Any, cursor: Any, job: Commit) -> None:
         raise NotSwift
     vendor = connection.vendor
     now = plain_sql.moment(connection, timezone.now())
-    if turn.session is not None:
-        _advance(connection, cursor, job, turn.session, now)
     usage = answer.usage
     values = [
         job.answer_text,
@@ -225,9 +230,17 @@ def commit(connection: Any, cursor: Any, job: Commit) -> None:
         plain_sql.moment(connection, ending.first_byte_at),
         ending.event_count,
         now,
-        turn.record_pk,
-        turn.owner,
     ]
+    if turn.unrecorded is not None:
+        begun = _begun(
+            connection, turn.unrecorded, None, "succeeded", plain_sql.moment(connection, turn.unrecorded.begun_at)
+        )
+        whole = _WHOLE_RECORD.values(connection, [*begun, *values])
+        cursor.execute(_WHOLE_RECORD.text(vendor, returning=False), whole)
+        return
+    if turn.session is not None:
+        _advance(connection, cursor, job, turn.session, now)
+    values += [turn.record_pk, turn.owner]
     cursor.execute(statement(vendor, _END), values)
     if cursor.rowcount != 1:
         raise NotSwift
@@ -235,6 +248,9 @@ def commit(connection: Any, cursor: Any, job: Commit) -> None:
         batch = ending.events
         given = [turn.record_pk, batch.first, batch.last, batch.text, now]
         cursor.execute(_NEW_EVENTS.text(vendor, returning=False), _NEW_EVENTS.values(connection, given))
+    if vendor == "postgresql":
+        keys = ",".join(notify.keys_of(turn.record_pk, turn.session_pk))
+        cursor.execute("SELECT pg_notify(%s, %s)", [notify.CHANNEL, keys])
 
 
 def _advance(connection: Any, cursor: Any, job: Commit, session: ClaimedSession, now: Any) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
 from django.db import IntegrityError, transaction
@@ -47,6 +48,7 @@ class TurnRequest:
         with_checkpoint: Whether the latest checkpoint is loaded (the target is a workflow).
         handed_input: What a worker on another machine needs to run it; empty where
             this process runs it.
+        begun_at: When it was begun.
     """
 
     invocation: Invocation
@@ -60,6 +62,7 @@ class TurnRequest:
     check_reply: CheckReply | None = None
     with_checkpoint: bool = False
     handed_input: str = ""
+    begun_at: datetime = field(default_factory=timezone.now)
 
     @property
     def session_id(self) -> str | None:
@@ -106,11 +109,13 @@ class Turn:
         record_pk: Primary key of the invocation's record.
         owner: Id of the process that runs it.
         session: The claimed session, or None.
+        unrecorded: What began it, where it is recorded once, at its end.
     """
 
     record_pk: int
     owner: str
     session: ClaimedSession | None
+    unrecorded: TurnRequest | None = None
 
     @property
     def session_pk(self) -> int | None:
@@ -151,6 +156,18 @@ class Handed:
 
 
 Begun: TypeAlias = Turn | Waiting | Handed | StoredInvocation
+
+
+def may_be_recorded_at_its_end(request: TurnRequest, *, id_given: bool) -> bool:
+    """Return whether nobody could ask for an invocation before its end: no session, no stream, no id.
+
+    Args:
+        request: What begins the turn.
+        id_given: Whether the caller knows the invocation's id.
+    """
+    invocation = request.invocation
+    known = id_given or invocation.stream or invocation.is_acknowledged
+    return request.session_id is None and not known and invocation.responses is None
 
 
 async def begin(request: TurnRequest) -> Begun:
@@ -241,25 +258,34 @@ def _begin_once(using: str, request: TurnRequest) -> Begun:
     if request.session_id is None:
         pending.check(using, [], request.invocation.responses, request.check_reply)
         if request.handed_input:
-            return Handed(_insert(using, request, None, Status.QUEUED).pk, None)
-        return Turn(_insert(using, request, None, Status.RUNNING).pk, request.owner, None)
+            return Handed(insert(using, request, None, Status.QUEUED).pk, None)
+        return Turn(insert(using, request, None, Status.RUNNING).pk, request.owner, None)
     session = records.ensure_session_record(using, scope, request.session_id, user_pk=request.user_pk, now=now)
     is_free = _is_free(using, session) and not _older_waits(using, session.pk)
     opened = _open_requests(using, session, request) if is_free else []
     if request.handed_input and (is_free or request.on_busy == "wait"):
-        return Handed(_insert(using, request, session, Status.QUEUED).pk, session.pk)
+        return Handed(insert(using, request, session, Status.QUEUED).pk, session.pk)
     if is_free:
-        record = _insert(using, request, session, Status.RUNNING)
+        record = insert(using, request, session, Status.RUNNING)
         return Turn(record.pk, request.owner, _claim(using, session, record.pk, request, opened))
     if request.on_busy == "reject":
         raise SessionBusy
-    record = _insert(using, request, session, Status.QUEUED)
+    record = insert(using, request, session, Status.QUEUED)
     return Waiting(record.pk, request.owner, session.pk, request)
 
 
-def _insert(
-    using: str, request: TurnRequest, session: SessionRecord | None, status: InvocationRecord.Status
+def insert(
+    using: str, request: TurnRequest, session: SessionRecord | None, status: InvocationRecord.Status, **more: Any
 ) -> InvocationRecord:
+    """Write an invocation's record; inside the caller's transaction, on a database thread.
+
+    Args:
+        using: Alias of the database.
+        request: What begins the turn.
+        session: The locked row of its session, or None.
+        status: What the invocation is.
+        **more: Further columns.
+    """
     invocation, scope = request.invocation, request.scope
     return InvocationRecord.objects.using(using).create(
         key=scope.key(invocation.id),
@@ -281,8 +307,9 @@ def _insert(
         status=status,
         metadata=json.dumps(dict(invocation.metadata)) if invocation.metadata else "",
         input=request.handed_input,
-        created_at=timezone.now(),
+        created_at=request.begun_at,
         **deliveries.columns_of(invocation.delivery),
+        **more,
     )
 
 

@@ -15,7 +15,7 @@ from invocations_app.events import Failed
 from invocations_app.exceptions import InvocationError, SessionBusy, StreamsNeedAsgi
 from invocations_app.runs import FirstReader, Joiner, Run, RunRequest, StoredInvocation, kind_of_target, start
 from invocations_app.views.base import InvocationsView
-from invocations_app.views.responses import invocation_headers, json_response, stream_response
+from invocations_app.views.responses import MetaHeaders, invocation_headers, json_response, stream_response
 
 
 class InvokeView(InvocationsView):
@@ -32,7 +32,7 @@ class InvokeView(InvocationsView):
         request = self.request
         kind, unavailable = await kind_of_target(self.endpoint)
         parsed = self.dialect.invocations_to_run(
-            body, endpoint=self.endpoint, headers=request.headers, query=request.query_params, kind=kind
+            body, endpoint=self.endpoint, headers=MetaHeaders(request.META), query=request.query_params, kind=kind
         )
         run = start(
             RunRequest(

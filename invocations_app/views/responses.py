@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import django
 from django.conf import settings
 from django.http import HttpResponse, StreamingHttpResponse
@@ -10,6 +13,36 @@ from invocations_app.envelope import INVOCATION_ID_HEADER, SESSION_ID_HEADER, se
 from invocations_app.runs import StreamBody
 
 _GZIP = "django.middleware.gzip.GZipMiddleware"
+
+
+class MetaHeaders(Mapping[str, str]):
+    """Headers by their names in lower case, looked up one by one: making all of them costs more than a parse.
+
+    Args:
+        meta: The request's ``META``.
+    """
+
+    def __init__(self, meta: Mapping[str, Any]) -> None:
+        self._meta = meta
+
+    def __getitem__(self, name: str) -> str:
+        value: str = self._meta["HTTP_" + name.upper().replace("-", "_")]
+        return value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a header's value.
+
+        Args:
+            name: Its name.
+            default: What is returned where there is none.
+        """
+        return self._meta.get("HTTP_" + name.upper().replace("-", "_"), default)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name[5:].lower().replace("_", "-") for name in self._meta if name.startswith("HTTP_"))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def json_response(content: bytes, status: int, headers: dict[str, str] | None = None) -> HttpResponse:
