@@ -326,7 +326,7 @@ async def test_checks_run_together_in_one_thread_that_is_not_the_loops(settings,
     threads = {thread for _, thread in auth_fakes.seen}
     assert len(threads) == 1
     assert threading.get_ident() not in threads
-    assert hops == ["initial"]
+    assert hops == ["_check"]
 
 
 # A body that somebody read before.

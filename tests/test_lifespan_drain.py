@@ -140,7 +140,7 @@ async def test_a_second_signal_does_not_begin_a_second_grace(server, heard, capl
     await asyncio.sleep(0.02)
     assert heard == [signal.SIGTERM, signal.SIGINT]
     assert [record.getMessage() for record in caplog.records if record.name == "invocations_app.lifespan"] == [
-        "Shutting down: 0 runs have 20 seconds."
+        "Shutting down: 0 runs, 20 seconds of grace."
     ]
 
 

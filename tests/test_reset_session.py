@@ -131,7 +131,7 @@ async def test_a_turn_whose_process_is_gone_does_not_refuse(settings):
     def begin() -> None:
         for name in ("running", "queued"):
             invocation = Invocation(id=name, endpoint="default", dialect="channel", input=[], session_id="s1")
-            turns._begin(turns.TurnRequest(invocation, SCOPE, None, "f" * 64, name, "gone", 60, "wait"))
+            turns.begin_now(turns.TurnRequest(invocation, SCOPE, None, "f" * 64, name, "gone", 60, "wait"))
         abandon(status__in=["running", "queued"])
 
     await on_database(begin)
@@ -147,7 +147,7 @@ async def test_a_turn_that_comes_back_to_an_archived_session_writes_nothing(sett
     settings.INVOCATIONS = endpoint()
     invocation = Invocation(id="i1", endpoint="default", dialect="channel", input=[], session_id="s1")
     request = turns.TurnRequest(invocation, SCOPE, None, "f" * 64, "c", "sleeps", 60)
-    turn = await on_database(lambda: turns._begin(request))
+    turn = await on_database(lambda: turns.begin_now(request))
     assert isinstance(turn, turns.Turn)
     await on_database(lambda: expire(invocation_id="i1"))
     await reset_session(SCOPE, "s1")
@@ -174,12 +174,12 @@ async def test_what_was_pending_is_dropped_and_the_asking_invocation_cancelled(s
 
     def leave_pending() -> None:
         invocation = Invocation(id="asks", endpoint="default", dialect="channel", input=[], session_id="s1")
-        turn = turns._begin(turns.TurnRequest(invocation, SCOPE, None, "f" * 64, "c", "me", 60))
+        turn = turns.begin_now(turns.TurnRequest(invocation, SCOPE, None, "f" * 64, "c", "me", 60))
         assert isinstance(turn, turns.Turn)
         asked = {"request_id": "r1", "type": "approval", "tool": "delete", "arguments": {}}
         left = SessionChange(None, (PendingRequest("r1", "approval", asked, {}),))
         answer = Answer("", "s1", pending=(asked,))
-        endings._commit(turn, left, answer, Ending(None, Batch(turn.record_pk, 1, ()), 0))
+        endings.commit_now(turn, left, answer, Ending(None, Batch(turn.record_pk, 1, ()), 0))
 
     await on_database(leave_pending)
     assert (await status("asks"))["status"] == "awaiting_input"

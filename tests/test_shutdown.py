@@ -181,7 +181,7 @@ async def test_what_ends_within_the_grace_ends_well(site, asking, loop, number, 
     log = await exit_of(site, worker)
     assert site.status(id) == "succeeded"
     assert worker.process.returncode == code
-    assert "Shutting down: 1 runs have 20.0 seconds." in log
+    assert "Shutting down: 1 runs, 20.0 seconds of grace." in log
 
 
 async def test_what_outlasts_the_grace_is_interrupted_and_another_process_takes_over(site, asking):

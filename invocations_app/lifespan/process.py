@@ -75,7 +75,7 @@ class Process:
     def _begin_to_drain(self) -> None:
         if self._draining is None:
             grace_seconds = conf.get_host().shutdown_grace_seconds
-            logger.info("Shutting down: %d runs have %s seconds.", len(self._host.live), grace_seconds)
+            logger.info("Shutting down: %d runs, %s seconds of grace.", len(self._host.live), grace_seconds)
             # Not in the context of what the signal happened to interrupt.
             self._draining = asyncio.get_running_loop().create_task(
                 self._host.drain(grace_seconds), context=contextvars.Context()

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 from adrf.views import APIView
-from asgiref.sync import sync_to_async
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.request import QueryDict, RawPostDataException, UnreadablePostError
@@ -100,7 +100,9 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf is not typed
     async def _admit(self, request: HttpRequest) -> None:
         self.request = _without_form(self.initialize_request(request, *self.args, **self.kwargs))
         if self._has_sync_checks():
-            await sync_to_async(self._check)(self.request)
+            # A thread of its own, which Django's handler has made already and the app's own has not.
+            async with ThreadSensitiveContext():
+                await sync_to_async(self._check)(self.request)
         else:
             # Nothing in it touches the database: the hop to a thread and back would cost more than all of it.
             self.initial(self.request)
