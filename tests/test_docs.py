@@ -66,6 +66,8 @@ def defined(kind: type[EndpointSettings] | type[HostSettings]) -> dict[str, Any]
     for field in dataclasses.fields(kind):
         if "read" in field.metadata:
             default = "required" if field.default is dataclasses.MISSING else field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
             keys[field.name.upper()] = sorted(default) if isinstance(default, frozenset) else default
     return keys
 
