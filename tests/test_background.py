@@ -20,11 +20,11 @@ from invocations_app import conf, targets
 from invocations_app.envelope import Invocation
 from invocations_app.exceptions import TargetFailed
 from invocations_app.isolation import IsolationKeys, RequestKeys, Scope
-from invocations_app.models import EventRecord, InvocationRecord, SessionRecord
+from invocations_app.models import EventRecord, InvocationRecord, PendingRecord, SessionRecord
 from invocations_app.runs import background, parcel
 from invocations_app.runs.host import live_runs
 from invocations_app.storage import database, handover
-from tests import fakes, tasks_fakes
+from tests import fakes, tasks_fakes, workflow_fakes
 from tests.client import endpoint, post, records, rows
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -368,6 +368,49 @@ async def test_a_cancelled_wait_interrupts_the_run():
     assert isinstance(fakes.gate().left, asyncio.CancelledError)
     (session,) = await rows(SessionRecord.objects.all)
     assert (session.claimed_by, session.version) == (None, 0)
+
+
+async def test_the_input_of_a_workflow_is_fitted_where_it_runs():
+    order = {"item": "tea", "quantity": 2}
+    with override_settings(INVOCATIONS=endpoint(TARGET="tests.workflow_fakes.build_orders")):
+        response = await post({"input": order, "background": True}, headers={"x-agent-invocation-id": "i1"})
+        assert response.status_code == 202
+        record = await the_record()
+        assert json.loads(record.input)["input"] == {"value": order}
+        await background.carry_out(record.pk)
+    assert fakes.notes == [workflow_fakes.Order("tea", 2)]
+    assert (await status())["status"] == "succeeded"
+
+
+async def test_the_input_of_a_workflow_is_refused_before_it_is_handed_over():
+    with override_settings(INVOCATIONS=endpoint(TARGET="tests.workflow_fakes.build_orders")):
+        response = await post({"input": {"unknown": 1}, "background": True})
+    assert response.status_code == 422
+    assert (await records(), tasks_fakes.enqueued) == ([], [])
+
+
+async def test_a_worker_answers_what_is_pending_and_consumes_it():
+    types = ["tests.workflow_fakes:Question", "tests.workflow_fakes:Approval"]
+    with override_settings(INVOCATIONS=endpoint(TARGET="tests.workflow_fakes.build_asking", CHECKPOINT_TYPES=types)):
+        asked = await post({"message": "tea", "session_id": "s1"})
+        (pending,) = json.loads(asked.content)["pending"]
+        refused = await post({"responses": {"other": True}, "session_id": "s1", "background": True})
+        assert (refused.status_code, tasks_fakes.enqueued) == (422, [])
+        body = {
+            "responses": {pending["request_id"]: {"approved": True, "by": "alice"}},
+            "session_id": "s1",
+            "background": True,
+        }
+        answered = await post(body, headers={"x-agent-invocation-id": "i2"})
+        assert answered.status_code == 202, answered.content
+        assert await pending_requests() == 1
+        await background.carry_out((await records())[-1].pk)
+        assert (await status("i2"))["status"] == "succeeded"
+        assert await pending_requests() == 0
+
+
+async def pending_requests() -> int:
+    return len(await rows(lambda: PendingRecord.objects.filter(closed_at=None)))
 
 
 # The loop of a worker process
