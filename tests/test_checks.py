@@ -10,11 +10,9 @@ import pytest
 from django.core.checks import Error, Warning, registry, run_checks
 from django.db import connections
 from django.test import override_settings
-from django.utils.module_loading import import_string
 
 from invocations_app import checks
-from invocations_app.runs import tasks_api
-from tests import fakes, tasks_fakes
+from tests import fakes
 
 WHERE = "INVOCATIONS['default']"
 FIX_IMPORT = "Write the dotted path of a module that can be imported, and of a name in it."
@@ -38,13 +36,6 @@ class TracingMiddleware(__import__("invocations_app.middleware").middleware.Isol
     """A site's own middleware on top of the app's."""
 
 
-API = tasks_api.get().__name__
-
-
-class OwnImmediateBackend(import_string(f"{API}.backends.immediate.ImmediateBackend")):
-    """A site's own way to have no workers."""
-
-
 def store():
     raise AssertionError("a check never calls it")
 
@@ -66,7 +57,6 @@ def test_all_checks_are_registered_under_one_tag():
         "check_endpoints",
         "check_callbacks",
         "check_database",
-        "check_tasks_backend",
         "check_exposed_errors",
     }
     with override_settings(INVOCATIONS={}):
@@ -296,64 +286,6 @@ def test_a_good_database_has_no_messages(monkeypatch):
     good = {"init_command": WAL, "transaction_mode": "IMMEDIATE"}
     assert database(monkeypatch, CONN_MAX_AGE=0, OPTIONS=good) == []
     assert database(monkeypatch, vendor="postgresql", CONN_MAX_AGE=0, OPTIONS={"pool": True}) == []
-
-
-WHERE_TASKS = "INVOCATIONS_HOST['BACKGROUND_TASKS_BACKEND']"
-NAME_WORKERS = "Name an alias of TASKS whose backend has workers, such as that of 'django_tasks_db.DatabaseBackend'"
-NOTING = "tests.tasks_fakes.NotingBackend"
-
-
-def tasks_found(**backend: Any) -> list[Any]:
-    with tasks_fakes.tasks({"workers": backend} if backend else {}):
-        return checks.check_tasks_backend()
-
-
-def test_a_tasks_backend_with_workers_has_no_messages():
-    assert tasks_found() == []
-    with override_settings(INVOCATIONS_HOST={"BACKGROUND_TASKS_BACKEND": "workers"}):
-        assert tasks_found(BACKEND=NOTING) == []
-        assert tasks_found(BACKEND=NOTING, QUEUES=["default", "other"]) == []
-        assert tasks_found(BACKEND=NOTING, QUEUES=[]) == []
-
-
-def test_e014_a_tasks_backend_that_is_not_there():
-    error = Error(f"{WHERE_TASKS}: TASKS has no 'nobody'.", hint=f"{NAME_WORKERS}.", id="invocations.E014")
-    with override_settings(INVOCATIONS_HOST={"BACKGROUND_TASKS_BACKEND": "nobody"}):
-        assert tasks_found(BACKEND=NOTING) == [error]
-
-
-def test_e014_no_tasks_api(monkeypatch):
-    monkeypatch.setattr("invocations_app.runs.tasks_api.find_spec", lambda name: None)
-    with override_settings(INVOCATIONS_HOST={"BACKGROUND_TASKS_BACKEND": "workers"}):
-        assert checks.check_tasks_backend() == [
-            Error(
-                f"{WHERE_TASKS}: Django has no tasks API before 6.0; its backport is not installed.",
-                hint="Install 'django-invocations[tasks]'.",
-                id="invocations.E014",
-            )
-        ]
-
-
-@pytest.mark.parametrize(
-    ("backend", "problem"),
-    [
-        *[
-            ({"BACKEND": f"{API}.backends.{name}"}, f"its backend '{API}.backends.{name}' has no workers.")
-            for name in ("immediate.ImmediateBackend", "dummy.DummyBackend")
-        ],
-        ({"BACKEND": "tests.test_checks.OwnImmediateBackend"}, "its backend 'tests.test_checks.OwnImmediateBackend' "),
-        ({"BACKEND": "no_such.Backend"}, "its backend cannot be used: InvalidTaskBackend"),
-        ({"BACKEND": NOTING, "QUEUES": ["other"]}, "its backend cannot be used: InvalidTask"),
-    ],
-)
-def test_e015_a_tasks_backend_that_cannot_run_invocations(backend, problem):
-    with override_settings(INVOCATIONS_HOST={"BACKGROUND_TASKS_BACKEND": "workers"}):
-        (message,) = tasks_found(**backend)
-    assert message.msg.startswith(f"{WHERE_TASKS}: TASKS['workers'] cannot run invocations: {problem}")
-    assert (message.id, message.hint) == (
-        "invocations.E015",
-        f"{NAME_WORKERS}, with the queue 'default'; or None, and the web process runs them itself.",
-    )
 
 
 @pytest.mark.parametrize(
