@@ -306,10 +306,9 @@ def insert(
         lease_expires_at=clock.from_now(request.lease_seconds),
         status=status,
         metadata=json.dumps(dict(invocation.metadata)) if invocation.metadata else "",
-        input=request.handed_input,
         created_at=request.begun_at,
         **deliveries.columns_of(invocation.delivery),
-        **more,
+        **({"input": request.handed_input} | more),
     )
 
 
