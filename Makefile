@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PARITY_VENV ?= .venv-parity
 
 .DEFAULT_GOAL := help
-.PHONY: help setup site test lint format migrations-check pytest run demo demo-check soak parity
+.PHONY: help setup site test lint format migrations-check pytest run demo demo-check browser soak parity
 
 help: ## show these words
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -30,8 +30,16 @@ format: setup ## let ruff mend what it can
 migrations-check: setup
 	DJANGO_SETTINGS_MODULE=tests.settings $(BIN)/python manage.py makemigrations --check --dry-run
 
-pytest: setup
+pytest: setup browser
 	$(BIN)/pytest -m "not soak" --cov --cov-report=term:skip-covered
+	$(BIN)/python -m tests.postgres $(BIN)/pytest -m "not soak" $(ON_POSTGRESQL)
+
+# What is tested in one process too, once more on the other database.
+ON_POSTGRESQL := tests/test_turns.py tests/test_session_store.py tests/test_sessions.py tests/test_replay.py
+
+# Only where this user may install it; with CI=true the tests fail without one.
+browser:
+	@command -v chromium >/dev/null || { test "$$(id -u)" != 0 || apt-get install --yes --quiet chromium || true; }
 
 run: site ## the site on 127.0.0.1:$(PORT), reloading when its code changes
 	$(BIN)/python manage.py migrate
@@ -43,8 +51,8 @@ demo: site ## from nothing to an agent that answers, on 127.0.0.1:$(PORT)
 demo-check: site ## start the demonstration and compare its answers with the README's
 	@$(BIN)/python scripts/demo_check.py
 
-soak: setup ## the long measurements
-	$(BIN)/pytest -m soak --timeout 3600
+soak: setup ## the long measurements, and what they saw
+	$(BIN)/pytest -m soak -v
 
 parity: $(PARITY_VENV)/installed ## compare with the published Foundry host and its recorded answers
 	$(PARITY_VENV)/bin/python scripts/parity.py

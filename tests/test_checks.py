@@ -57,6 +57,7 @@ def test_all_checks_are_registered_under_one_tag():
         "check_endpoints",
         "check_callbacks",
         "check_database",
+        "check_tasks_backend",
         "check_exposed_errors",
     }
     with override_settings(INVOCATIONS={}):
@@ -170,6 +171,25 @@ def test_agents_factories_and_classes_are_targets(name):
     assert found(TARGET=f"tests.fakes.{name}") == []
 
 
+def test_e013_a_checkpoint_type_that_is_no_class():
+    types = ["tests.workflow_fakes:Order", "tests.test_checks:Outer.Inner", "types:GenericAlias"]
+    assert found(CHECKPOINT_TYPES=types) == []
+    assert found(CHECKPOINT_TYPES=["tests.test_checks:Outer.missing"]) == [
+        Error(
+            f"{WHERE}['CHECKPOINT_TYPES']: 'tests.test_checks:Outer.missing' is no class.",
+            hint="Name a class as 'package.module:Class': its module, and its qualified name in it.",
+            id="invocations.E013",
+        )
+    ]
+    (unknown,) = found(CHECKPOINT_TYPES=["tests.no_such_module:Order"])
+    assert unknown.id == "invocations.E004"
+
+
+class Outer:
+    class Inner:
+        pass
+
+
 @pytest.mark.parametrize("key", ["RUN_HOOK", "RESPONSE_HOOK", "STREAM_TRANSFORM_HOOK"])
 def test_e008_a_hook_that_cannot_be_called(key):
     assert found(**{key: "tests.test_checks.not_callable"}) == [
@@ -202,7 +222,8 @@ def test_e009_a_workflow_or_its_builder(name, problem):
     assert found(TARGET=f"tests.fakes.{name}") == [
         Error(
             f"{WHERE}['TARGET']: {problem}",
-            hint="Name a function that builds an agent: callers cannot share a workflow, nor what one builder builds.",
+            hint="Name a function that builds a workflow anew, executors and agents included, and gives it a name: "
+            "callers cannot share one, nor what one builder builds.",
             id="invocations.E009",
         )
     ]

@@ -57,6 +57,7 @@ def test_every_default_is_as_documented():
         "on_busy_session": "wait",
         "session_wait_seconds": 30,
         "reader_stall_seconds": 30,
+        "checkpoint_types": (),
         "unsupported_options": "warn",
         "push_destinations": {},
         "authentication_classes": None,

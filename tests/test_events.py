@@ -525,8 +525,11 @@ async def test_leases_are_renewed_in_one_batch_while_runs_live(settings, monkeyp
         leases, "_renew", lambda owner, pks, seconds: (renewals.append(list(pks)), real(owner, pks, seconds))[1]
     )
     fakes.script([fakes.gate(), "a"])
-    tasks = [asyncio.create_task(ask(f"i{number}", ONE | {"session_id": f"s{number % 2}"})) for number in range(4)]
-    await until_status("i3", "queued")
+    tasks = []
+    for number in range(4):
+        tasks.append(asyncio.create_task(ask(f"i{number}", ONE | {"session_id": f"s{number % 2}"})))
+        await until_status(f"i{number}", "running" if number < 2 else "queued")
+    renewals.clear()
     await asyncio.sleep(1.3)
     assert 3 <= len(renewals) <= 7
     assert {len(pks) for pks in renewals} == {4}

@@ -144,12 +144,11 @@ async def test_a_failing_factory_is_called_again(cache_target):
         ),
         ("number", targets.NotATarget, "'int' object is no agent: it has no method 'run'. " + targets.NotATarget.fix),
         ("workflow", targets.WorkflowInstance, "'Workflow' object is no agent. " + targets.WorkflowInstance.fix),
-        ("build_workflow", targets.WorkflowInstance, "'Workflow' object is no agent. " + targets.WorkflowInstance.fix),
         (
             "build_workflow_agent",
             targets.WorkflowInstance,
-            "'WorkflowAgent' object is no agent. Name a function that builds an agent: "
-            "callers cannot share a workflow, nor what one builder builds.",
+            "'WorkflowAgent' object is no agent. Name a function that builds a workflow anew, executors and agents "
+            "included, and gives it a name: callers cannot share one, nor what one builder builds.",
         ),
         (
             "builder",

@@ -227,6 +227,9 @@ def interrupt(using: str, pk: int) -> bool:
     session_pk = InvocationRecord.objects.using(using).filter(pk=pk).values_list("session_record_id", flat=True).first()
     if session_pk is not None and connections[using].features.has_select_for_update:
         list(SessionRecord.objects.using(using).select_for_update().filter(pk=session_pk).values_list("pk"))
+    if connections[using].features.has_select_for_update:
+        # Its process may be logging its last events just now: they count, or are refused.
+        list(InvocationRecord.objects.using(using).select_for_update().filter(pk=pk).values_list("pk"))
     error = RunInterrupted()
     logged = EventRecord.objects.using(using).filter(invocation_id=pk).aggregate(last=Max("last"))["last"]
     written = (

@@ -141,7 +141,9 @@ def cut(content: bytes) -> list[bytes]:
 
 def without_ids(content: bytes) -> bytes:
     """Return a followed stream as a POST would have given it."""
-    return b"".join(b"\n".join(line for line in event.split(b"\n") if not line.startswith(b"id:")) for event in cut(content))
+    return b"".join(
+        b"\n".join(line for line in event.split(b"\n") if not line.startswith(b"id:")) for event in cut(content)
+    )
 
 
 def ids(content: bytes) -> list[int]:

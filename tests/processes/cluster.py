@@ -66,9 +66,7 @@ class Cluster:
     _workers: dict[str, Worker] = field(default_factory=dict)
     _log: IO[bytes] | None = None
 
-    def worker(
-        self, name: str = "a", *, lease_seconds: float = LEASE_SECONDS, timeout_seconds: float = 20
-    ) -> Worker:
+    def worker(self, name: str = "a", *, lease_seconds: float = LEASE_SECONDS, timeout_seconds: float = 20) -> Worker:
         """Return the process of that name, started where there is none.
 
         Args:

@@ -23,6 +23,15 @@ INVOCATIONS = {
     "cancels": _OPEN | {"PATH": "cancels", "ON_DISCONNECT": "cancel"},
     "stalls": _OPEN | {"PATH": "stalls", "READER_STALL_SECONDS": 1},
     "stalls-cancels": _OPEN | {"PATH": "stalls-cancels", "READER_STALL_SECONDS": 1, "ON_DISCONNECT": "cancel"},
+    "delivers": _OPEN
+    | {
+        "PATH": "delivers",
+        "RUN_HOOK": "tests.processes.delivering.elsewhere",
+        "PUSH_DESTINATIONS": {
+            "held": {"BACKEND": "tests.processes.delivering.JournalPush", "OPTIONS": {"GATE": "push"}},
+            "free": {"BACKEND": "tests.processes.delivering.JournalPush"},
+        },
+    },
     "guarded": _OPEN | _GUARDED | {"PATH": "guarded", "ON_DISCONNECT": "cancel"},
 }
 INVOCATIONS_HOST = {"LEASE_SECONDS": float(os.environ["PROCESSES_LEASE_SECONDS"])}

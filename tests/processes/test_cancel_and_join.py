@@ -66,7 +66,9 @@ async def test_a_repeated_post_joins_in_the_other_process(cluster: Cluster, aski
     message = f"{name} words 12 0.05"
     posts = [asyncio.create_task(asking.post(worker, message, session=session, id=name, stream=stream))]
     await eventually(lambda: cluster.executions(name) == 1, "the run")
-    posts += [asyncio.create_task(asking.post(at, message, session=session, id=name, stream=stream)) for at in (other, worker)]
+    posts += [
+        asyncio.create_task(asking.post(at, message, session=session, id=name, stream=stream)) for at in (other, worker)
+    ]
     other_kind = asyncio.create_task(asking.post(other, message, session=session, id=name, stream=not stream))
     first, *joined = await asyncio.gather(*posts)
     assert first.status_code == 200

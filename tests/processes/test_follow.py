@@ -57,9 +57,7 @@ async def test_followers_of_a_live_run_get_the_rest_from_any_event(cluster: Clus
 
 
 @pytest.mark.parametrize("read", [1, 7])
-async def test_a_client_that_left_comes_back_in_the_other_process(
-    cluster: Cluster, asking: Asking, read: int
-) -> None:
+async def test_a_client_that_left_comes_back_in_the_other_process(cluster: Cluster, asking: Asking, read: int) -> None:
     worker, other = cluster.workers("ab")
     name = new("turn")
     stream = await asking.open(worker, f"{name} words 30 0.05", id=name)

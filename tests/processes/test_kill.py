@@ -108,7 +108,13 @@ async def check_promises(cluster: Cluster, asking: Asking, other: Worker, killed
 
 @pytest.mark.parametrize(
     ("point", "outcome"),
-    [("hook", "nothing"), ("begin", "nothing"), ("run", "interrupted"), ("commit", "interrupted"), ("answer", "committed")],
+    [
+        ("hook", "nothing"),
+        ("begin", "nothing"),
+        ("run", "interrupted"),
+        ("commit", "interrupted"),
+        ("answer", "committed"),
+    ],
 )
 async def test_killed_at_a_point_of_a_turn_keeps_the_promises(
     cluster: Cluster, asking: Asking, point: str, outcome: str
