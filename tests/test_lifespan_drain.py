@@ -16,9 +16,11 @@ from django.test import AsyncClient
 from invocations_app import targets
 from invocations_app.lifespan import process
 from invocations_app.lifespan.signals import SignalChain
+from invocations_app.models import EventRecord
 from invocations_app.runs import host as host_module
 from invocations_app.runs.host import get_host, live_runs
-from invocations_app.storage import database
+from invocations_app.storage import database, event_log
+from invocations_app.storage.event_log import Batch
 from tests import fakes
 from tests.client import post
 from tests.durable import DONE, Reader, ask, events_of, scripted, status, until, until_status
@@ -217,6 +219,23 @@ async def test_no_thread_and_no_connection_of_the_app_is_left(server):
     await server.tell("lifespan.shutdown")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("invocations-")]
     assert database._executor is None
+
+
+async def test_events_that_were_written_without_the_process_knowing_do_not_keep_the_end_from_being_written(server):
+    fakes.script(["a", "b", fakes.gate()])
+    reader = Reader(await ask("i1", {"message": "a", "session_id": "s1", "stream": True}))
+    await fakes.gate().wait_reached()
+    [run] = live_runs()
+    assert run.record_pk is not None
+    # Its transaction went through, but nobody was there any more to hear of it.
+    batch = Batch(run.record_pk, 1, (b"data: a\n\n",))
+    run.tape.mark_logged(0)
+    await database.run(lambda: EventRecord.objects.all().delete())
+    await database.run(lambda: event_log.write_batch("default", batch))
+    fakes.gate().open()
+    await reader.rest()
+    assert (await status("i1"))["status"] == "succeeded"
+    assert await events_of("i1") == b"id: 1\ndata: a\n\nid: 2\ndata: b\n\nid: 3\n" + DONE
 
 
 # The chain itself.

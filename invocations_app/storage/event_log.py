@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from django.db import connections, transaction
 from django.utils import timezone
@@ -78,7 +79,7 @@ def write_batch(using: str, batch: Batch) -> None:
         batch: The events; none is fine.
     """
     if batch.frames:
-        EventRecord.objects.using(using).bulk_create([_row(batch)])
+        _insert(using, [batch])
 
 
 def _append(owner: str, batches: Sequence[Batch]) -> set[int]:
@@ -91,9 +92,24 @@ def _append(owner: str, batches: Sequence[Batch]) -> set[int]:
         if connections[using].features.has_select_for_update:
             rows = rows.select_for_update().order_by("pk")
         held = set(rows.values_list("pk", flat=True))
-        EventRecord.objects.using(using).bulk_create([_row(batch) for batch in batches if batch.record_pk in held])
+        _insert(using, [batch for batch in batches if batch.record_pk in held])
         notify.notify(using, [notify.invocation_key(pk) for pk in held])
     return held
+
+
+def _insert(using: str, batches: Sequence[Batch]) -> None:
+    """Insert batches, each in the place of one that was written without its process knowing.
+
+    That one's confirmation was lost with a connection, or nobody waited for it any more; it began
+    with the same event, and the new batch holds all of it.
+    """
+    features = connections[using].features
+    conflicts: dict[str, Any] = {}
+    if features.supports_update_conflicts:
+        conflicts = {"update_conflicts": True, "update_fields": ["last", "frames"]}
+        if features.supports_update_conflicts_with_target:
+            conflicts["unique_fields"] = ["invocation", "first"]
+    EventRecord.objects.using(using).bulk_create([_row(batch) for batch in batches], **conflicts)
 
 
 def _row(batch: Batch) -> EventRecord:
