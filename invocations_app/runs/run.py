@@ -42,7 +42,6 @@ from invocations_app.exceptions import (
     StorageUnavailable,
     StreamsNeedAsgi,
     TargetFailed,
-    TargetUnavailable,
     UnsupportedOptions,
 )
 from invocations_app.isolation import RequestKeys, Scope
@@ -82,7 +81,6 @@ class RunRequest:
         user_pk: Primary key of the authenticated Django user, or None.
         request: The DRF request, for the run hook.
         can_stream: Whether the server can stream (ASGI).
-        unavailable: Why the target cannot be had, where that is known already.
     """
 
     parsed: ParsedRequest
@@ -92,7 +90,6 @@ class RunRequest:
     user_pk: Any
     request: Any
     can_stream: bool
-    unavailable: TargetUnavailable | None = None
 
 
 class Run:
@@ -266,10 +263,9 @@ class Run:
     async def _prepare(self, stack: AsyncExitStack) -> Work:
         """Do what comes before the record: what fails here leaves no trace."""
         endpoint = self.endpoint
-        if self._request.unavailable is not None:
-            raise self._request.unavailable
         resolved = await targets.resolve(endpoint)
         self._work = work = work_of(endpoint, resolved)
+        self.invocation = work.read(self._request.parsed)
         target = await stack.enter_async_context(targets.entered(resolved))
         self.invocation = await hooks.apply_run_hook(
             endpoint, self.invocation, target=target, request=self._request.request
