@@ -76,12 +76,17 @@ class ParsedRequest:
         id_given: Whether the id is the caller's (a replay is possible).
         generated_session_id: The session id where it is one of ours; a session mode that requires
             one is not satisfied by it.
+        kind: What the target was taken for; None where that was not known yet, and the
+            input is the body's own value, unchecked.
+        has_message: Whether the body has a ``message``.
     """
 
     invocation: Invocation
     fingerprint: str
     id_given: bool
     generated_session_id: str | None = None
+    kind: TargetKind | None = "agent"
+    has_message: bool = True
 
 
 def is_well_formed_id(value: str) -> bool:

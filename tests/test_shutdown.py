@@ -6,10 +6,11 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ LEASE_SECONDS = 30
 SITE = """
 from tests.processes.settings import *
 
-INVOCATIONS |= {"slow": INVOCATIONS["stalls"] | {"PATH": "slow", "READER_STALL_SECONDS": 3}}
 INVOCATIONS_HOST |= {
     "STARTUP": ["shutdown_site.started"],
     "SHUTDOWN": ["shutdown_site.stopped", "shutdown_site.fails", "shutdown_site.stopped_async"],
@@ -87,22 +87,22 @@ class Site:
             "GRACE_SECONDS": str(grace_seconds),
         }
 
-    def start(self, *, grace_seconds: float = 20, loop: str = "uvloop") -> Worker:
+    def start(self, *, grace_seconds: float = 20, loop: str = "uvloop", options: Sequence[str] = ()) -> Worker:
         """Start a process, as the command line does, and wait until it serves."""
         self.started += 1
         name = str(self.started)
-        with listen() as socket, (self.directory / f"{name}.log").open("wb") as log:
-            socket.listen(64)
-            options = ["--fd", str(socket.fileno()), "--loop", loop, "--http", "httptools", "--lifespan", "on"]
+        with listen() as listening, (self.directory / f"{name}.log").open("wb") as log:
+            listening.listen(64)
+            how = ["--fd", str(listening.fileno()), "--loop", loop, "--http", "httptools", "--lifespan", "on"]
             process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "uvicorn", "tests.processes.asgi:application", *options],
+                [sys.executable, "-W", "ignore", "-m", "uvicorn", "tests.processes.asgi:application", *how, *options],
                 cwd=ROOT,
                 env=self.environment(grace_seconds),
-                pass_fds=[socket.fileno()],
+                pass_fds=[listening.fileno()],
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-            worker = Worker(name, process, socket.getsockname()[1])
+            worker = Worker(name, process, listening.getsockname()[1])
         self.workers.append(worker)
         wait_until(lambda: "Application startup complete" in self.log(worker), f"process {name}", 30)
         return worker
@@ -276,18 +276,22 @@ async def test_who_follows_a_run_of_another_process_is_let_go(site, asking):
     assert (without_ids(rest), last_event(rest).last_id) == (b"data: after\n\n" + DONE, "4")
 
 
-async def test_a_client_that_reads_nothing_does_not_hold_the_process(site, asking):
-    worker = site.start(grace_seconds=0.2)
+async def test_a_client_that_reads_nothing_holds_the_process_no_longer_than_the_servers_own_limit(site):
+    worker = site.start(grace_seconds=0.2, options=["--timeout-graceful-shutdown", "2"])
     id = new("unread")
-    stream = await asking.open(worker, f"{id} long 2000 9000", id=id, path="slow")
-    await stream.events(1)
-    worker.process.terminate()
-    await exit_of(site, worker)
+    body = json.dumps({"message": f"{id} long 2000 0.001 9000", "stream": True}).encode()
+    head = (
+        f"POST /waits/invoke HTTP/1.1\r\nhost: x\r\nx-agent-invocation-id: {id}\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.connect(("127.0.0.1", worker.port))
+        client.sendall(head.encode() + body)
+        await eventually(lambda: site.status(id) == "running", "the run")
+        worker.process.terminate()
+        log = await exit_of(site, worker)
     assert site.status(id) == "interrupted"
-    with pytest.raises(httpx.RemoteProtocolError):
-        await stream.rest()
-    assert not stream.content.endswith((CUT, DONE))
-    await stream.leave()
+    assert "stopped with 0 live" in log
 
 
 async def test_callbacks_are_called_when_no_run_lives_any_more_and_each_of_them(site, asking):

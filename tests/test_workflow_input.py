@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from agent_framework import Message
 
+from invocations_app import targets
 from invocations_app.runs.workflow_input import Unfit, fit
 from tests import fakes
 from tests.client import endpoint, post, records
@@ -174,3 +175,51 @@ def test_a_dataclass_of_messages_is_made_of_json():
 def test_what_is_not_of_a_type_does_not_fit(value, wanted):
     with pytest.raises(Unfit):
         fit(value, [wanted], ())
+
+
+# The first request of a process: what the target is, is known only once it was built.
+
+
+@pytest.fixture
+def _unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "_kinds", {})
+
+
+@pytest.mark.usefixtures("_unknown")
+@pytest.mark.parametrize(
+    ("body", "answer"),
+    [
+        ({"message": "ping"}, (200, b'{"response":"ping","session_id":null}')),
+        ({"input": "ping"}, (200, b'{"response":"ping","session_id":null}')),
+        (
+            {"input": ""},
+            (422, b'{"error":"\'input\' must be a non-empty string or a non-empty list of messages"}'),
+        ),
+        (
+            {"input": [{}]},
+            (422, b'{"error":"\'input\' must hold messages that have a role, contents and no other keys"}'),
+        ),
+    ],
+)
+async def test_the_first_request_to_an_agent_is_read_as_any_other(settings, body, answer):
+    settings.INVOCATIONS = endpoint()
+    response = await post(body)
+    assert (response.status_code, response.content) == answer
+    # And so is the next one.
+    response = await post(body)
+    assert (response.status_code, response.content) == answer
+
+
+@pytest.mark.usefixtures("_unknown")
+@pytest.mark.parametrize("body", [{"message": "ping"}, {"input": "ping"}])
+async def test_the_first_request_to_a_workflow_is_read_as_any_other(settings, body):
+    use(settings, "build_counting")
+    for _ in range(2):
+        assert (await post(body)).content == b'{"response":"ping 1","session_id":null}'
+
+
+@pytest.mark.usefixtures("_unknown")
+async def test_the_first_empty_message_of_the_platform_reaches_an_agent(settings):
+    settings.INVOCATIONS = endpoint()
+    assert (await post({"message": ""}, "/invocations")).content == b'{"response":""}'
+    assert fakes.calls[0].texts == [("user", "")]

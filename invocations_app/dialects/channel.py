@@ -95,7 +95,13 @@ class ChannelDialect:
         except FieldError as error:
             raise MalformedInvocation(str(error)) from None
         digest = fingerprint(endpoint.alias, self.name, invocation.session_id, fields)
-        return ParsedRequest(invocation=invocation, fingerprint=digest, id_given=id_given)
+        return ParsedRequest(
+            invocation=invocation,
+            fingerprint=digest,
+            id_given=id_given,
+            kind=kind,
+            has_message="message" in fields,
+        )
 
     def _read_fields(
         self, body: Mapping[str, Any], invocation_id: str, endpoint: EndpointSettings, kind: TargetKind | None

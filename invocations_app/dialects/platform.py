@@ -157,6 +157,8 @@ class PlatformDialect:
             fingerprint=fingerprint(endpoint.alias, self.name, given_session_id, fields),
             id_given=id_given,
             generated_session_id=generated_session_id,
+            kind=kind,
+            has_message="message" in fields,
         )
 
     def _read_fields(

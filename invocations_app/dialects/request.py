@@ -78,12 +78,24 @@ def read_input(
     """
     if "responses" in body:
         return None
-    if kind != "agent":
-        return body["message"] if "message" in body else body["input"]
-    if "message" in body:
-        messages = [Message("user", [body["message"]])]
-    else:
-        messages = parsing.read_input(body["input"], endpoint.input_media_types)
+    has_message = "message" in body
+    value = body["message"] if has_message else body["input"]
+    return messages_of(value, endpoint, dialect, has_message=has_message) if kind == "agent" else value
+
+
+def messages_of(value: Any, endpoint: EndpointSettings, dialect: DialectName, *, has_message: bool) -> list[Message]:
+    """Return the messages that an agent gets for the ``message`` or ``input`` of a body.
+
+    Args:
+        value: The field's value.
+        endpoint: The endpoint that was called, for its media types.
+        dialect: Name of the dialect.
+        has_message: Whether it is the ``message``.
+
+    Raises:
+        FieldError: Of the field ``input``.
+    """
+    messages = [Message("user", [value])] if has_message else parsing.read_input(value, endpoint.input_media_types)
     return parsing.stamp_messages(messages, endpoint.alias, dialect)
 
 

@@ -7,9 +7,7 @@ import asyncio
 from django.db import connections
 
 from invocations_app import targets
-from invocations_app.conf import EndpointSettings
-from invocations_app.envelope import TargetKind
-from invocations_app.exceptions import RunCancelled, TargetUnavailable
+from invocations_app.exceptions import RunCancelled
 from invocations_app.isolation import Scope
 from invocations_app.runs.body import StreamBody
 from invocations_app.runs.follow import Follower, event_count
@@ -32,7 +30,6 @@ __all__ = [
     "cancel",
     "event_count",
     "is_ready",
-    "kind_of_target",
     "look_up",
     "start",
 ]
@@ -40,24 +37,6 @@ __all__ = [
 # How long a cancellation is waited for before the caller is told how things stand.
 _CANCEL_SECONDS = 3
 _CANCEL_POLL_SECONDS = 0.1
-
-
-async def kind_of_target(endpoint: EndpointSettings) -> tuple[TargetKind | None, TargetUnavailable | None]:
-    """Return what an endpoint's target is, for the dialects; the first time it is resolved for that.
-
-    Args:
-        endpoint: The endpoint.
-
-    Returns:
-        Its kind; or None, and why the target cannot be had.
-    """
-    known = targets.known_kind(endpoint)
-    if known is not None:
-        return known, None
-    try:
-        return (await targets.resolve(endpoint)).kind, None
-    except TargetUnavailable as unavailable:
-        return None, unavailable
 
 
 def start(request: RunRequest) -> Run:

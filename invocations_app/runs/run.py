@@ -42,7 +42,6 @@ from invocations_app.exceptions import (
     StorageUnavailable,
     StreamsNeedAsgi,
     TargetFailed,
-    TargetUnavailable,
     UnsupportedOptions,
 )
 from invocations_app.isolation import RequestKeys, Scope
@@ -85,7 +84,6 @@ class RunRequest:
         user_pk: Primary key of the authenticated Django user, or None.
         request: The DRF request, for the run hook.
         can_stream: Whether the server can stream (ASGI).
-        unavailable: Why the target cannot be had, where that is known already.
         taken: The record, where another process has begun the turn and this one took
             it over; None where it is still to be begun.
         correlation_id: Random id of the record, the only one that logs carry.
@@ -98,7 +96,6 @@ class RunRequest:
     user_pk: Any
     request: Any
     can_stream: bool
-    unavailable: TargetUnavailable | None = None
     taken: Taken | None = None
     correlation_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -292,10 +289,9 @@ class Run:
     async def _prepare(self, stack: AsyncExitStack) -> Work:
         """Do what comes before the record: what fails here leaves no trace."""
         endpoint = self.endpoint
-        if self._request.unavailable is not None:
-            raise self._request.unavailable
         resolved = await targets.resolve(endpoint)
         self._work = work = work_of(endpoint, resolved)
+        self.invocation = work.read(self._request.parsed)
         target = await stack.enter_async_context(targets.entered(resolved))
         self.invocation = await hooks.apply_run_hook(
             endpoint, self.invocation, target=target, request=self._request.request

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects.parsing import FieldError
-from invocations_app.envelope import Invocation
+from invocations_app.dialects.request import messages_of as read_messages
+from invocations_app.envelope import Invocation, ParsedRequest
 from invocations_app.exceptions import InvocationError, MalformedInvocation, TargetFailed, WorkflowFailed
 from invocations_app.pending import CheckReply
 from invocations_app.runs import sessions, workflow_checkpoints
@@ -39,6 +40,14 @@ class Work(Protocol):
     @property
     def with_checkpoint(self) -> bool:
         """Whether the turn goes on from a checkpoint."""
+        ...
+
+    def read(self, parsed: ParsedRequest) -> Invocation:
+        """Return the invocation as the dialect parsed it; its input is read now where it had not known the target.
+
+        Raises:
+            MalformedInvocation: If the input breaks a rule.
+        """
         ...
 
     def fit(self, invocation: Invocation) -> Invocation:
@@ -97,6 +106,19 @@ class AgentWork:
         """The agent."""
         return [self._resolved.target]
 
+    def read(self, parsed: ParsedRequest) -> Invocation:
+        """Return the invocation, its input read as messages."""
+        invocation = parsed.invocation
+        if parsed.kind is not None or invocation.responses is not None:
+            return invocation
+        try:
+            messages = read_messages(
+                invocation.input, self._endpoint, invocation.dialect, has_message=parsed.has_message
+            )
+        except FieldError as error:
+            raise MalformedInvocation(str(error)) from None
+        return dataclasses.replace(invocation, input=messages)
+
     def fit(self, invocation: Invocation) -> Invocation:
         """Return the invocation as it is: the dialect has read an agent's messages."""
         return invocation
@@ -142,6 +164,10 @@ class WorkflowWork:
     def check_reply(self) -> CheckReply | None:
         """Checks that a reply is of the type that was asked for."""
         return reply_checker(self._endpoint)
+
+    def read(self, parsed: ParsedRequest) -> Invocation:
+        """Return the invocation: its input is the body's own value."""
+        return parsed.invocation
 
     def fit(self, invocation: Invocation) -> Invocation:
         """Return the invocation with its input as the start executor takes it."""

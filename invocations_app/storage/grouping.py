@@ -73,16 +73,26 @@ class Group(Generic[Job, T]):
             schedule = not self._is_scheduled
             self._is_scheduled = True
         if schedule:
-            database.send(self._carry_out)
+            self._schedule()
         return await future
+
+    def _schedule(self) -> None:
+        try:
+            database.send(self._carry_out)
+        except BaseException as error:
+            # Nobody would ever carry it out, nor would the next job try.
+            with self._lock:
+                entries = list(self._gathered)
+                self._gathered.clear()
+                self._is_scheduled = False
+            _deliver(entries, [(None, error)] * len(entries))
 
     def _carry_out(self) -> None:
         with self._lock:
             entries = [self._gathered.popleft() for _ in range(min(len(self._gathered), _AT_ONCE))]
-            if not self._gathered:
-                self._is_scheduled = False
-            else:
-                database.send(self._carry_out)
+            more = self._is_scheduled = bool(self._gathered)
+        if more:
+            self._schedule()
         outcomes: Sequence[_Outcome]
         try:
             outcomes = self._outcomes([job for job, _, _ in entries])
@@ -100,8 +110,9 @@ class Group(Generic[Job, T]):
             try:
                 with transaction.atomic(using=using):
                     done = self._together(connection, jobs, places)
-            except (DatabaseError, connection.Database.Error, NotSwift):
-                # Nothing of it was written; or, rarely, it was and the news got lost: ``alone`` copes with both.
+            except Exception:
+                # Nothing of it was written; or, rarely, it was and the news got lost: ``alone`` copes with both, and
+                # meets again what is wrong with a job.
                 done = {}
                 database.mend(connection)
         return [(done[place], None) if place in done else self._one(job) for place, job in enumerate(jobs)]
@@ -115,7 +126,8 @@ class Group(Generic[Job, T]):
                 cursor.execute("SAVEPOINT one")
                 try:
                     done[place] = self._swift(connection, cursor, jobs[place])
-                except (connection.Database.Error, NotSwift):
+                except Exception:
+                    # Whatever it is, a driver's error or a number too large for a column: it is this job's alone.
                     cursor.execute("ROLLBACK TO SAVEPOINT one")
                 cursor.execute("RELEASE SAVEPOINT one")
         return done

@@ -123,7 +123,7 @@ def begin(connection: Any, cursor: Any, request: TurnRequest) -> Turn:
         raise NotSwift
     now = plain_sql.moment(connection, timezone.now())
     session = None if request.session_id is None else _find_or_make(connection, cursor, request, now)
-    record_pk = _record(connection, cursor, request, session, now)
+    record_pk = _record(connection, cursor, request, session)
     if session is None:
         return Turn(record_pk, request.owner, None)
     vendor = connection.vendor
@@ -166,15 +166,15 @@ def _find_or_make(connection: Any, cursor: Any, request: TurnRequest, now: Any) 
     return ClaimedSession(pk, key, opaque_id, version, claim_number + 1, state, rows)
 
 
-def _record(connection: Any, cursor: Any, request: TurnRequest, session: ClaimedSession | None, now: Any) -> int:
-    given = _begun(connection, request, session, "running", now)
+def _record(connection: Any, cursor: Any, request: TurnRequest, session: ClaimedSession | None) -> int:
+    given = _begun(connection, request, session, "running")
     # An id that was used before breaks the unique key, and is left to who knows what to do then.
     cursor.execute(_NEW_RECORD.text(connection.vendor), _NEW_RECORD.values(connection, given))
     record_pk: int = cursor.fetchone()[0]
     return record_pk
 
 
-def _begun(connection: Any, request: TurnRequest, session: ClaimedSession | None, status: str, now: Any) -> list[Any]:
+def _begun(connection: Any, request: TurnRequest, session: ClaimedSession | None, status: str) -> list[Any]:
     """Return the values of `_BEGUN`."""
     invocation, scope = request.invocation, request.scope
     return [
@@ -196,7 +196,7 @@ def _begun(connection: Any, request: TurnRequest, session: ClaimedSession | None
         plain_sql.seconds(connection.vendor, request.lease_seconds),
         status,
         json.dumps(dict(invocation.metadata)) if invocation.metadata else "",
-        now,
+        plain_sql.moment(connection, request.begun_at),
     ]
 
 
@@ -232,9 +232,7 @@ def commit(connection: Any, cursor: Any, job: Commit) -> None:
         now,
     ]
     if turn.unrecorded is not None:
-        begun = _begun(
-            connection, turn.unrecorded, None, "succeeded", plain_sql.moment(connection, turn.unrecorded.begun_at)
-        )
+        begun = _begun(connection, turn.unrecorded, None, "succeeded")
         whole = _WHOLE_RECORD.values(connection, [*begun, *values])
         cursor.execute(_WHOLE_RECORD.text(vendor, returning=False), whole)
         return

@@ -253,7 +253,7 @@ def _begin_once(using: str, request: TurnRequest) -> Begun:
     now = timezone.now()
     scope = request.scope
     found = read_now(using, {"key": scope.key(request.invocation.id)})
-    if found is not None:
+    if found is not None and not _take_back(using, request, found[0].pk):
         return found[0]
     if request.session_id is None:
         pending.check(using, [], request.invocation.responses, request.check_reply)
@@ -310,6 +310,19 @@ def insert(
         **deliveries.columns_of(invocation.delivery),
         **({"input": request.handed_input} | more),
     )
+
+
+def _take_back(using: str, request: TurnRequest, record_pk: int) -> bool:
+    """Undo a beginning of this very turn that was written although its confirmation was lost."""
+    own = InvocationRecord.objects.using(using).filter(
+        pk=record_pk, owner=request.owner, correlation_id=request.correlation_id, status=Status.RUNNING
+    )
+    if not own.exists():
+        return False
+    rows = SessionRecord.objects.using(using).filter(claimed_by=record_pk)
+    rows.update(claimed_by=None, claim_expires_at=None)
+    own.delete()
+    return True
 
 
 def _free() -> Q:

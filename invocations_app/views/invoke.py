@@ -13,7 +13,8 @@ from invocations_app.dialects.strict_json import dump_compact
 from invocations_app.envelope import ParsedRequest
 from invocations_app.events import Failed
 from invocations_app.exceptions import InvocationError, SessionBusy, StreamsNeedAsgi
-from invocations_app.runs import FirstReader, Joiner, Run, RunRequest, StoredInvocation, kind_of_target, start
+from invocations_app.runs import FirstReader, Joiner, Run, RunRequest, StoredInvocation, start
+from invocations_app.targets import known_kind
 from invocations_app.views.base import InvocationsView
 from invocations_app.views.responses import MetaHeaders, invocation_headers, json_response, stream_response
 
@@ -30,9 +31,12 @@ class InvokeView(InvocationsView):
             **kwargs: Unused.
         """
         request = self.request
-        kind, unavailable = await kind_of_target(self.endpoint)
         parsed = self.dialect.invocations_to_run(
-            body, endpoint=self.endpoint, headers=MetaHeaders(request.META), query=request.query_params, kind=kind
+            body,
+            endpoint=self.endpoint,
+            headers=MetaHeaders(request.META),
+            query=request.query_params,
+            kind=known_kind(self.endpoint),
         )
         run = start(
             RunRequest(
@@ -43,7 +47,6 @@ class InvokeView(InvocationsView):
                 user_pk=self.user_pk,
                 request=request,
                 can_stream=self.can_stream,
-                unavailable=unavailable,
             )
         )
         reader = FirstReader(run)
