@@ -99,6 +99,14 @@ async def test_one_that_cannot_be_left_fails_a_run_that_ended_well(caplog):
     assert caplog.text.count("A request context of a provider was not left cleanly.") == 2
 
 
+async def test_one_that_cannot_be_left_hides_no_failure(settings):
+    settings.INVOCATIONS = endpoint(TARGET=FAKES + "build_binding_agent", EXPOSE_ERRORS=True)
+    fakes.switches["unleavable"] = True
+    fakes.script([RuntimeError("no model")])
+    assert b"no model" in (await ask("i1", {"message": "x"})).content
+    assert noted() == both("i1", None)
+
+
 async def test_providers_of_agents_inside_a_workflow_are_bound(settings):
     settings.INVOCATIONS = endpoint(TARGET=FAKES + "build_binding")
     assert (await ask("i1", {"message": "x", "session_id": "s1"})).status_code == 200

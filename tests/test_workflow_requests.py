@@ -205,6 +205,8 @@ def drop_update(update: Any, *, invocation: Any) -> Any:
 async def test_hooks_see_what_is_asked_and_cannot_take_it_back(settings):
     use(settings, "build_asking", RESPONSE_HOOK=f"{__name__}.drop", STREAM_TRANSFORM_HOOK=f"{__name__}.drop_update")
     assert (await turn(CHANNEL, message="a")).json() == {"response": "", "session_id": "s1", "pending": [told("a", 1)]}
+    response = await post({"input": "a"}, "/invocations?agent_session_id=s3")
+    assert response.json() == {"output": [asked("a", 1)]}
     body = {"message": "a", "session_id": "s2", "stream": True}
     content = await body_of(await post(body))
     assert content.startswith(b"event: request_info\n")

@@ -192,6 +192,15 @@ async def test_a_type_that_is_not_allowed_fails_this_turn(settings, stream):
     assert await count() == "x 2"
 
 
+async def test_a_type_that_only_an_earlier_checkpoint_holds_fails_this_turn_too(settings):
+    # The input is in flight in the first checkpoint, and gone in the last one.
+    use(settings, "build_orders")
+    response = await post({"input": {"item": "tea"}, "session_id": "s1"})
+    assert (response.status_code, response.content) == (500, b'{"error":"Workflow invocation failed."}')
+    use(settings, "build_orders", CHECKPOINT_TYPES=["tests.workflow_fakes:Order"])
+    assert (await post({"input": {"item": "tea"}, "session_id": "s1"})).status_code == 200
+
+
 async def test_an_allowed_type_is_kept(settings):
     use(settings, "build_counting", CHECKPOINT_TYPES=["tests.workflow_fakes:Approval"])
     fakes.switches["state"] = {"approval": Approval(approved=True)}
