@@ -1,6 +1,7 @@
 """Prove the README: start the demonstration, send its curl lines, compare the answers.
 
-On a free port, with a database of its own and the offline agent; the server is
+The blocks share their shell variables, as in a reader's terminal. A ``…`` in a
+printed answer stands for an id or a time, which differ each time. On a free port, with a database of its own and the offline agent; the server is
 stopped on every way out. Exit status 1: an answer differs, or there is none.
 """
 
@@ -25,9 +26,11 @@ README_URL = "http://127.0.0.1:8000"
 START_SECONDS = 60
 STOP_SECONDS = 15
 
-_EXAMPLE = re.compile(
-    r"^```bash\n(?P<command>curl .*?)\n```\n(?:(?!```).)*?^```text\n(?P<answer>.*?)^```$", re.M | re.S
-)
+_EXAMPLE = re.compile(r"^```bash\n(?P<command>.*?)\n```\n(?:(?!```).)*?^```text\n(?P<answer>.*?)^```$", re.M | re.S)
+# What a "…" stands for: a piece of an id or of a time, and nothing that ends a JSON string.
+_ANY = r"[\w.:+-]+"
+# The variables of a block are read from a file and left in it for the next one.
+_SHELL = 'test ! -e variables || . ./variables; set -a\n{}\nended=$?; export -p >variables; exit "$ended"'
 
 
 class DemoFailed(Exception):
@@ -38,15 +41,15 @@ def read_examples(readme: str) -> list[tuple[str, str]]:
     """Return the curl commands of a README, each with the answer printed below it.
 
     Args:
-        readme: Its text; a command is a ``bash`` block that starts with curl,
-            its answer the next ``text`` block.
+        readme: Its text; a command is a ``bash`` block, its answer the next
+            block, a ``text`` one.
 
     Raises:
         DemoFailed: If a curl command has no answer, or there is none at all.
     """
     examples = [(found["command"], found["answer"].strip("\n")) for found in _EXAMPLE.finditer(readme)]
-    if not examples or len(examples) != len(re.findall(r"^```bash\ncurl ", readme, re.M)):
-        raise DemoFailed("README.md: each curl block needs a text block with its answer below it")
+    if not examples or len(examples) != len(re.findall(r"^```bash$", readme, re.M)):
+        raise DemoFailed("README.md: each bash block needs a text block with its answer below it")
     return examples
 
 
@@ -60,20 +63,33 @@ def check(examples: list[tuple[str, str]], url: str) -> None:
     Raises:
         DemoFailed: If a command fails or prints something else.
     """
-    for command, expected in examples:
-        print(f"$ {command}")
-        done = subprocess.run(
-            ["/bin/sh", "-c", command.replace(README_URL, url)],
-            env={**os.environ, "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"},
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-        answer = done.stdout.strip("\n")
-        print(answer + done.stderr, flush=True)
-        if done.returncode != 0 or answer != expected:
-            raise DemoFailed(f"curl ended with {done.returncode}; expected was:\n{expected}")
+    with tempfile.TemporaryDirectory(prefix="demo-check-") as directory:
+        for command, expected in examples:
+            print(f"$ {command}")
+            done = subprocess.run(
+                ["/bin/sh", "-c", _SHELL.format(command.replace(README_URL, url))],
+                cwd=directory,
+                env={**os.environ, "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"},
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=False,
+            )
+            answer = done.stdout.strip("\n")
+            print(answer + done.stderr, flush=True)
+            if done.returncode != 0 or not is_printed(answer, expected):
+                raise DemoFailed(f"curl ended with {done.returncode}; expected was:\n{expected}")
+
+
+def is_printed(answer: str, expected: str) -> bool:
+    """Return whether an answer is the printed one.
+
+    Args:
+        answer: What a command printed.
+        expected: What the README prints; each ``…`` stands for an id or a time,
+            or the rest of one.
+    """
+    return re.fullmatch(_ANY.join(map(re.escape, expected.split("…"))), answer) is not None
 
 
 @contextmanager

@@ -55,15 +55,15 @@ def test_named_python_is_the_only_one_tried(tmp_path: Path) -> None:
     assert find_python(tmp_path, PYTHON="old").returncode == 1
 
 
-def test_examples_are_the_curl_blocks_and_the_answers_below_them() -> None:
+def test_examples_are_the_bash_blocks_and_the_answers_below_them() -> None:
     assert demo_check.read_examples(f"# Title\n\n```sh\nmake\n```\n\n{EXAMPLE}") == [
         ("curl -s http://127.0.0.1:8000/ \\\n  -d x", "y")
     ]
 
 
 @pytest.mark.parametrize("readme", ["no curl", EXAMPLE + "```bash\ncurl z\n```\n", "```bash\ncurl z\n```\n" + EXAMPLE])
-def test_curl_block_without_an_answer_is_an_error(readme: str) -> None:
-    with pytest.raises(demo_check.DemoFailed, match=r"^README\.md: each curl block needs a text block"):
+def test_bash_block_without_an_answer_is_an_error(readme: str) -> None:
+    with pytest.raises(demo_check.DemoFailed, match=r"^README\.md: each bash block needs a text block"):
         demo_check.read_examples(readme)
 
 
@@ -73,6 +73,31 @@ def test_another_answer_than_the_printed_one_fails(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == f"$ {command}\nat http://there/x\n"
     with pytest.raises(demo_check.DemoFailed, match=r"^curl ended with 0; expected was:\nat nothing$"):
         demo_check.check([(command, "at nothing")], "http://there")
+
+
+def test_block_finds_the_variables_of_those_before_it() -> None:
+    examples = [("ID=a-$$ TEXT=\"it's\"; echo $ID", "a-…"), ("NEXT=$ID-b", ""), ('echo "$NEXT $TEXT"', "a-…-b it's")]
+    demo_check.check(examples, "http://there")
+    with pytest.raises(demo_check.DemoFailed):
+        demo_check.check(examples[2:], "http://there")
+
+
+@pytest.mark.parametrize(
+    ("answer", "printed"),
+    [
+        ('{"id":"af-call-09af","at":"2026-03-01T08:00:00.5+00:00"}', True),
+        ('{"id":"af-call-","at":"x"}', False),
+        ('{"id":"af-call-0","b":"c","at":"x"}', False),
+        ('{"id":"call-0","at":"x"}', False),
+        ('{"id":"af-call-0","at":"x"} ', False),
+    ],
+)
+def test_ellipsis_stands_for_an_id_or_a_time_and_nothing_else(answer: str, printed: bool) -> None:
+    assert demo_check.is_printed(answer, '{"id":"af-call-…","at":"…"}') is printed
+
+
+def test_dots_of_an_answer_are_no_pattern() -> None:
+    assert not demo_check.is_printed("a+b", "a.b")
 
 
 def test_failing_command_fails() -> None:
