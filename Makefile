@@ -57,16 +57,29 @@ soak: setup ## the long measurements, and what they saw
 parity: $(PARITY_VENV)/installed ## compare with the published Foundry host and its recorded answers
 	$(PARITY_VENV)/bin/python scripts/parity.py
 
+bench: $(VENV)/installed-bench $(PARITY_VENV)/installed ## all measurements, beside what one would write by hand: 50 minutes
+	$(BIN)/python -W ignore -m benchmarks
+
+bench-quick: $(VENV)/installed-bench $(PARITY_VENV)/installed ## the most telling ones, once: a minute
+	$(BIN)/python -W ignore -m benchmarks --size quick
+
+profile: $(VENV)/installed-bench ## where the time of a turn goes, by py-spy
+	$(BIN)/python -W ignore -m benchmarks.profile
+
 $(BIN)/python:
 	python=$$(sh scripts/find_python.sh) && "$$python" -m venv $(VENV)
 
 # A stamp is a copy of the pyproject.toml that was installed: a checkout that only touches the file installs nothing.
 $(VENV)/installed-test: pyproject.toml | $(BIN)/python
-	@cmp -s pyproject.toml $@ || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[site,test]'
-	@cp pyproject.toml $@ && cp pyproject.toml $(VENV)/installed-site
+	@cmp -s pyproject.toml $@ || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[site,test,bench]'
+	@cp pyproject.toml $@ && cp pyproject.toml $(VENV)/installed-site && cp pyproject.toml $(VENV)/installed-bench
 
 $(VENV)/installed-site: pyproject.toml | $(BIN)/python
 	@cmp -s pyproject.toml $@ || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[site]'
+	@cp pyproject.toml $@
+
+$(VENV)/installed-bench: pyproject.toml | $(BIN)/python
+	@cmp -s pyproject.toml $@ || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[site,bench]'
 	@cp pyproject.toml $@
 
 $(PARITY_VENV)/installed: pyproject.toml

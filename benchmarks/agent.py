@@ -1,7 +1,12 @@
 """The agent that every server runs: a real ``Agent`` over a chat client that answers at once.
 
-What it is told decides what it does: ``stream 2000`` answers in 2000 updates,
-``slow 200`` in 200 updates, one each 50 ms, anything else with ``pong``.
+What it is told decides what it does:
+
+- ``stream 2000``: 2000 updates, at once;
+- ``slow 200``: 200 updates, each 50 ms after the one before, its text the time at which it was due;
+- ``seed 1000``: so many messages that the session holds 1000 afterwards, all different;
+- ``count``: how many messages the model was given;
+- ``turn 7``: ``pong turn 7``; anything else: ``pong``.
 """
 
 from __future__ import annotations
@@ -26,32 +31,40 @@ from agent_framework.observability import ChatTelemetryLayer
 SLOW_SECONDS = 0.05
 
 
-class InstantClient(FunctionInvocationLayer, ChatMiddlewareLayer, ChatTelemetryLayer, BaseChatClient):  # type: ignore[misc]
+class InstantClient(FunctionInvocationLayer, ChatMiddlewareLayer, ChatTelemetryLayer, BaseChatClient):
     """A model without a model."""
 
     OTEL_PROVIDER_NAME = "instant"
 
     def _inner_get_response(self, *, messages: Sequence[Message], stream: bool, options: Any, **kwargs: Any) -> Any:
-        text = messages[-1].text
         if stream:
-            return self._build_response_stream(_updates(text))
-        return _answer(text)
+            return self._build_response_stream(_updates(messages[-1].text))
+        return _answer(messages)
 
 
-async def _answer(text: str) -> ChatResponse:
-    answer = f"pong {text}" if text.startswith("turn") else "pong"
+async def _answer(messages: Sequence[Message]) -> ChatResponse:
+    text = messages[-1].text
+    kind, _, number = text.partition(" ")
+    if kind == "seed":
+        # One of them is the caller's.
+        return ChatResponse(messages=[_seeded(text, index) for index in range(1, int(number))])
+    answer = {"turn": f"pong {text}", "count": f"pong {len(messages)}"}.get(kind, "pong")
     return ChatResponse(messages=[Message("assistant", [answer], message_id=f"a-{text}")])
+
+
+def _seeded(text: str, index: int) -> Message:
+    said = f"This is message {index} of a talk, about as long as people's messages are, and like no other one."
+    return Message("assistant", [said], message_id=f"a-{text}-{index}")
 
 
 async def _updates(text: str) -> AsyncGenerator[ChatResponseUpdate]:
     kind, _, count = text.partition(" ")
-    slow = kind == "slow"
     for number in range(int(count) if count.isdigit() else 1):
-        if slow:
+        piece = f"{number} "
+        if kind == "slow":
+            # Counted from the update before, so a server that is late once is not late for ever.
+            piece = f"{time.monotonic() + SLOW_SECONDS:.6f} "
             await asyncio.sleep(SLOW_SECONDS)
-            piece = f"{time.monotonic():.6f} "
-        else:
-            piece = f"{number} "
         yield ChatResponseUpdate(contents=[Content.from_text(piece)], role="assistant", message_id=f"a-{text}")
 
 

@@ -1,31 +1,37 @@
--- One turn a request: a new session each where BENCH_SESSION is set; every answer is checked.
+-- One turn a request, each answer checked. What is asked comes from the environment:
+-- BENCH_MESSAGE, BENCH_STREAM ("true"), BENCH_EXPECTED (what each answer must hold), BENCH_TOKEN,
+-- BENCH_SESSION ("body" or "query": a new session each, its id there; else none), BENCH_SALT (what no other run has).
+local message = os.getenv("BENCH_MESSAGE") or "ping"
+local stream = os.getenv("BENCH_STREAM") == "true" and ',"stream":true' or ""
+local expected = os.getenv("BENCH_EXPECTED") or '"response":"pong"'
 local session = os.getenv("BENCH_SESSION")
-local expected = '"response":"pong"'
-local thread_id = 0
+local salt = os.getenv("BENCH_SALT") or tostring(os.time())
+local headers = {["Content-Type"] = "application/json"}
+if os.getenv("BENCH_TOKEN") then
+  headers["Authorization"] = "Token " .. os.getenv("BENCH_TOKEN")
+end
 local threads = {}
-local sent, wrong = 0, 0
 
 function setup(thread)
-  thread_id = thread_id + 1
-  thread:set("id", thread_id)
+  thread:set("id", #threads + 1)
   table.insert(threads, thread)
 end
 
 function init(args)
   wrong_answers = 0
   counter = 0
-  salt = tostring(os.time())
 end
 
 function request()
   counter = counter + 1
-  local body
-  if session then
-    body = string.format('{"message":"ping","session_id":"s-%s-%d-%d"}', salt, id, counter)
-  else
-    body = '{"message":"ping"}'
+  local path = wrk.path
+  local own = ""
+  if session == "body" then
+    own = string.format(',"session_id":"s-%s-%d-%d"', salt, id, counter)
+  elseif session == "query" then
+    path = string.format("%s?agent_session_id=s-%s-%d-%d", path, salt, id, counter)
   end
-  return wrk.format("POST", nil, {["Content-Type"] = "application/json"}, body)
+  return wrk.format("POST", path, headers, string.format('{"message":"%s"%s%s}', message, own, stream))
 end
 
 function response(status, headers, body)
