@@ -8,32 +8,43 @@ these URLs too.
 
 Deliberate differences from Django's: the signals ``request_started`` and
 ``request_finished`` are not sent, their receivers are sync; a client's leaving
-is watched for after 50 ms only, when most answers are on their way.
+is watched for after 50 ms only, when most answers are on their way; of a body
+that is longer than any endpoint takes, no more is kept than tells so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 from collections.abc import Awaitable, Callable, Sequence
+from http import HTTPStatus
 from typing import Any, TypeAlias
 
-from asgiref.sync import iscoroutinefunction
-from django.core.exceptions import ImproperlyConfigured, RequestAborted
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, iscoroutinefunction, sync_to_async
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured, MiddlewareNotUsed, RequestAborted
 from django.core.handlers.asgi import ASGIHandler, get_script_prefix
 from django.core.handlers.exception import convert_exception_to_response
-from django.urls import set_script_prefix, set_urlconf
+from django.urls import Resolver404, ResolverMatch, get_resolver, set_script_prefix, set_urlconf
 from django.utils.log import log_response
 from django.utils.module_loading import import_string
 
 from invocations_app import conf
+from invocations_app.storage import database
+from invocations_app.views.base import InvocationsView
 
 ASGIApplication: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 
 #: Middleware that is right for these URLs and costs no thread.
-DEFAULT_MIDDLEWARE = ("invocations_app.middleware.IsolationKeysMiddleware",)
+DEFAULT_MIDDLEWARE = (
+    "invocations_app.middleware.SessionUserMiddleware",
+    "invocations_app.middleware.IsolationKeysMiddleware",
+)
 
 _WATCH_SECONDS = 0.05
+# Where a scope carries what its path was resolved to.
+_MATCH = "invocations_app.match"
 
 
 class InvocationsHandler(ASGIHandler):
@@ -62,17 +73,27 @@ class InvocationsHandler(ASGIHandler):
         handler._exception_middleware = []
         chain: Any = convert_exception_to_response(handler._get_response_async)
         for path in reversed(self._paths):
-            kind = import_string(path)
-            if not getattr(kind, "async_capable", False):
-                raise ImproperlyConfigured(f"The middleware {path!r} is sync only: it would cost a thread a request.")
-            layer = kind(chain)
+            layer = _layer(path, chain)
+            if layer is None:
+                continue
             if hasattr(layer, "process_view"):
                 handler._view_middleware.insert(0, self.adapt_method_mode(True, layer.process_view))
             if hasattr(layer, "process_exception"):
                 handler._exception_middleware.append(self.adapt_method_mode(False, layer.process_exception))
             chain = convert_exception_to_response(layer)
-        assert iscoroutinefunction(chain)  # noqa: S101 - an async chain all the way
         handler._middleware_chain = chain
+
+    def resolve_request(self, request: Any) -> ResolverMatch:
+        """Return what the path was resolved to when it was found to be an endpoint's.
+
+        Args:
+            request: The request.
+        """
+        match: ResolverMatch | None = request.scope.get(_MATCH)
+        if match is None or hasattr(request, "urlconf"):
+            return super().resolve_request(request)
+        request.resolver_match = match
+        return match
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request.
@@ -92,7 +113,7 @@ class InvocationsHandler(ASGIHandler):
         try:
             await self._respond(scope, body, send)
         except asyncio.CancelledError:
-            if not watch.has_left:
+            if not watch.is_cause():
                 raise
         finally:
             watch.end()
@@ -101,17 +122,75 @@ class InvocationsHandler(ASGIHandler):
         set_script_prefix(get_script_prefix(scope))
         request, refused = self.create_request(scope, body)
         response: Any = refused
+        closers: list[Callable[[], None]] = [body.close]
         if request is not None:
             set_urlconf(None)
-            handler: Any = self
-            response = await handler._middleware_chain(request)
-            if response.status_code >= 400:
-                log_response("%s: %s", response.reason_phrase, request.path, response=response, request=request)
+            response = await self._answer(request)
+            closers.insert(0, request.close)
         try:
-            await self.send_response(response, send)
+            await self._send(response, send)
         finally:
-            for close in [*response._resource_closers, body.close]:
-                close()
+            for close in [*response._resource_closers, *closers]:
+                with contextlib.suppress(Exception):  # as Django does
+                    close()
+
+    async def _answer(self, request: Any) -> Any:
+        handler: Any = self
+        chain = handler._middleware_chain
+        if self._paths == DEFAULT_MIDDLEWARE:
+            # A view asks for a thread of its own, and gives it back when its caller is admitted.
+            response = await chain(request)
+        else:
+            async with ThreadSensitiveContext() as context:
+                try:
+                    response = await chain(request)
+                finally:
+                    if context in SyncToAsync.context_to_thread_executor:
+                        await sync_to_async(database.release_thread)()
+        if response.status_code >= HTTPStatus.BAD_REQUEST:
+            say: Callable[..., Any] = log_response
+            if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                # Django's own logging sends a mail then.
+                say = sync_to_async(log_response, thread_sensitive=False)
+            said = say("%s: %s", response.reason_phrase, request.path, response=response, request=request)
+            if said is not None:
+                await said
+        return response
+
+    async def _send(self, response: Any, send: Any) -> None:
+        if not response.streaming:
+            await self.send_response(response, send)
+            return
+        # A stream's body cancels the task that sends it when its reader takes nothing. The server must not see
+        # that as a failure, so the task is not the server's.
+        sending = asyncio.create_task(self.send_response(response, send))
+        try:
+            await asyncio.wait([sending])
+        except asyncio.CancelledError:
+            sending.cancel()
+            await asyncio.wait([sending])
+            if not sending.cancelled():
+                sending.exception()
+            raise
+        if not sending.cancelled():
+            sending.result()
+
+
+def _layer(path: str, chain: Any) -> Any:
+    """Return a middleware around a chain; None where it does not want to be used."""
+    kind = import_string(path)
+    sync_only = ImproperlyConfigured(f"The middleware {path!r} is sync only: it would cost a thread a request.")
+    if not getattr(kind, "async_capable", False):
+        raise sync_only
+    try:
+        layer = kind(chain)
+    except MiddlewareNotUsed:
+        return None
+    if layer is None:
+        raise ImproperlyConfigured(f"The middleware factory {path!r} returned None.")
+    if not iscoroutinefunction(layer):
+        raise sync_only
+    return layer
 
 
 class _Watch:
@@ -122,7 +201,7 @@ class _Watch:
         self._request = asyncio.current_task()
         self._task: asyncio.Task[None] | None = None
         self._timer = asyncio.get_running_loop().call_later(_WATCH_SECONDS, self._start)
-        self.has_left = False
+        self._has_left = False
 
     def _start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._wait())
@@ -130,8 +209,12 @@ class _Watch:
     async def _wait(self) -> None:
         message = await self._receive()
         if message["type"] == "http.disconnect" and self._request is not None:
-            self.has_left = True
+            self._has_left = True
             self._request.cancel()
+
+    def is_cause(self) -> bool:
+        """Return whether the request was cancelled by this alone; then it counts as not cancelled any more."""
+        return self._has_left and self._request is not None and self._request.uncancel() == 0
 
     def end(self) -> None:
         self._timer.cancel()
@@ -141,11 +224,13 @@ class _Watch:
 
 async def _read_body(receive: Any) -> io.BytesIO:
     body = io.BytesIO()
+    room = 1 + max((endpoint.max_body_bytes for endpoint in conf.get_endpoints().values()), default=0)
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise RequestAborted
-        body.write(message.get("body", b""))
+        chunk = message.get("body", b"")[:room]
+        room -= body.write(chunk)
         if not message.get("more_body", False):
             body.seek(0)
             return body
@@ -161,11 +246,23 @@ def by_path(django: ASGIApplication, invocations: ASGIApplication | None = None)
     own = InvocationsHandler() if invocations is None else invocations
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        await (own if scope["type"] == "http" and _is_ours(scope) else django)(scope, receive, send)
+        match = _resolve(scope) if scope["type"] == "http" else None
+        if match is None:
+            await django(scope, receive, send)
+        else:
+            await own({**scope, _MATCH: match}, receive, send)
 
     return application
 
 
-def _is_ours(scope: Any) -> bool:
-    path = scope["path"].removeprefix(scope.get("root_path", "")) + "/"
-    return any(path.startswith(f"/{endpoint.path}/") for endpoint in conf.get_endpoints().values())
+def _resolve(scope: Any) -> ResolverMatch | None:
+    """Return the match of a path that belongs to a view of an endpoint, and to nobody else's below its path."""
+    path = scope["path"].removeprefix(get_script_prefix(scope))
+    if not any(f"{path}/".startswith(f"/{endpoint.path}/") for endpoint in conf.get_endpoints().values()):
+        return None
+    try:
+        match = get_resolver(settings.ROOT_URLCONF).resolve(path)
+    except Resolver404:
+        return None
+    view = getattr(match.func, "view_class", None)
+    return match if isinstance(view, type) and issubclass(view, InvocationsView) else None

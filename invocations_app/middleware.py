@@ -1,18 +1,23 @@
-"""The middleware that lifts trusted isolation headers into ContextVars.
+"""The middleware that lifts trusted isolation headers into ContextVars, and the one that knows who is logged in.
 
-It decides nothing: what a header may be is in ``isolation``, and a request
-whose headers break those rules is answered by the view.
+The first decides nothing: what a header may be is in ``isolation``, and a
+request whose headers break those rules is answered by the view. The second is
+for the handler of the endpoints' URLs, which Django's would cost threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextvars import Token
+from importlib import import_module
 from typing import TypeAlias, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.conf import settings
+from django.core.exceptions import MiddlewareNotUsed
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.utils.functional import SimpleLazyObject
 
 from invocations_app import conf
 from invocations_app.exceptions import InvalidIsolationHeader
@@ -27,6 +32,7 @@ from invocations_app.isolation import (
 )
 
 GetResponse: TypeAlias = Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]
+_AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
 _Tokens: TypeAlias = tuple[Token[IsolationKeys | None], Token[str | None]]
 
 
@@ -95,3 +101,36 @@ def _set(request: HttpRequest) -> _Tokens:
 def _reset(tokens: _Tokens) -> None:
     reset_current_isolation_keys(tokens[0])
     reset_current_call_id(tokens[1])
+
+
+class SessionUserMiddleware:
+    """Gives a request the user of its login session, looked up when it is asked for, in the thread that asks.
+
+    For `handler.InvocationsHandler`, in the place of Django's session and
+    authentication middleware, and only where the site's ``MIDDLEWARE`` has the
+    latter. The session is read and never saved.
+
+    Args:
+        get_response: The next layer.
+
+    Raises:
+        MiddlewareNotUsed: If the site logs nobody in by session.
+    """
+
+    sync_capable = False
+    async_capable = True
+
+    def __init__(self, get_response: GetResponse) -> None:
+        if _AUTHENTICATION not in settings.MIDDLEWARE:
+            raise MiddlewareNotUsed
+        self.get_response = get_response
+        self._engine = import_module(settings.SESSION_ENGINE)
+        markcoroutinefunction(self)
+
+    async def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        """Answer a request that knows its user."""
+        from django.contrib.auth import get_user
+
+        request.session = self._engine.SessionStore(request.COOKIES.get(settings.SESSION_COOKIE_NAME))
+        request.user = SimpleLazyObject(lambda: get_user(request))  # type: ignore[assignment]
+        return await cast("Awaitable[HttpResponseBase]", self.get_response(request))
