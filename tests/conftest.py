@@ -40,7 +40,7 @@ def django_db_setup(django_db_setup: None) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def site_servers() -> Iterator[dict[str, SiteServer]]:
-    """The servers of the session by kind of loop, started when a test wants one."""
+    """The servers of the session by loop and handler, started when a test wants one."""
     servers: dict[str, SiteServer] = {}
     yield servers
     for server in servers.values():
@@ -55,11 +55,13 @@ def wire(
     caplog: pytest.LogCaptureFixture,
 ) -> Iterator[Wire]:
     """A way to the site: uvicorn on a socket, or raw ASGI; nothing may be left running. See `server.every_loop`."""
-    kind = "uvloop" if request.param == "raw" else request.param
+    loop = "asyncio" if request.param == "asyncio" else "uvloop"
+    own = request.param.startswith("own")
+    kind = f"own {loop}" if own else loop
     if kind not in site_servers:
-        site_servers[kind] = SiteServer(kind)
+        site_servers[kind] = SiteServer(loop, own=own)
         site_servers[kind].start()
-    wire = Wire(site_servers[kind], is_raw=request.param == "raw")
+    wire = Wire(site_servers[kind], is_raw=request.param.endswith("raw"))
     yield wire
     wire.close()
     wire.server.end_test()

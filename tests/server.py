@@ -32,6 +32,7 @@ import uvloop
 from django.core.handlers.asgi import ASGIHandler
 
 from invocations_app import targets
+from invocations_app.handler import ASGIApplication, by_path
 from invocations_app.runs.host import live_runs
 
 T = TypeVar("T")
@@ -44,8 +45,10 @@ _LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
 }
 
-#: For tests that could go another way with asyncio's own loop and its transports.
-every_loop = pytest.mark.parametrize("wire", ["uvloop", "asyncio", "raw"], indirect=True)
+#: For tests that could go another way with the handler of the endpoints' own.
+every_handler = pytest.mark.parametrize("wire", ["uvloop", "raw", "own", "own raw"], indirect=True)
+#: For those that could so with asyncio's own loop and its transports too.
+every_loop = pytest.mark.parametrize("wire", ["uvloop", "asyncio", "raw", "own", "own raw"], indirect=True)
 
 
 def wait_until(condition: Callable[[], Any], what: str = "the condition", seconds: float = WAIT_SECONDS) -> None:
@@ -74,15 +77,17 @@ class SiteServer:
 
     Args:
         loop: ``uvloop`` or ``asyncio``.
+        own: Whether the endpoints' URLs are served by a handler of their own.
     """
 
-    def __init__(self, loop: str) -> None:
+    def __init__(self, loop: str, *, own: bool = False) -> None:
         self._listening = listen()
         self.port: int = self._listening.getsockname()[1]
         self.sending: dict[int, float] = {}
         """When each send that still waits was begun."""
         self._new_loop = _LOOPS[loop]
-        self._handler: ASGIHandler | None = None
+        self._own = own
+        self._handler: ASGIApplication | None = None
         self._own_tasks: set[asyncio.Task[Any]] = set()
         self._server = uvicorn.Server(
             uvicorn.Config(self, http="httptools", lifespan="off", log_config=None, access_log=False)
@@ -110,7 +115,7 @@ class SiteServer:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer as the site; its middleware is loaded at the first request of a test."""
         if self._handler is None:
-            self._handler = ASGIHandler()
+            self._handler = by_path(ASGIHandler()) if self._own else ASGIHandler()
 
         async def timed_send(message: Any) -> None:
             self.sending[id(message)] = time.monotonic()

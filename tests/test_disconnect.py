@@ -22,7 +22,7 @@ from invocations_app.runs.host import live_runs
 from invocations_app.storage import endings, turns
 from tests import fakes
 from tests.alone import go_alone
-from tests.server import Wire, every_loop, wait_until
+from tests.server import Wire, every_handler, every_loop, wait_until
 
 SYNC = "tests.sync_middleware.SyncOnlyMiddleware"
 OURS = "invocations_app.middleware.IsolationKeysMiddleware"
@@ -164,6 +164,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[threading.Eve
     return hold
 
 
+@every_handler
 @both_modes
 @both_bodies
 def test_leaving_while_the_session_is_claimed(
@@ -183,6 +184,7 @@ def test_leaving_while_the_session_is_claimed(
 # While the agent works
 
 
+@every_handler
 @both_modes
 @both_bodies
 @pytest.mark.usefixtures("middleware")
@@ -247,6 +249,7 @@ def test_stream_of_a_custom_agent_is_closed_when_the_client_leaves(
     assert fakes.notes == ["custom stream closed"]
 
 
+@every_handler
 @both_modes
 @both_bodies
 def test_leaving_while_a_tool_runs(wire: Wire, endpoint: Callable[..., None], mode: str, body: dict[str, Any]) -> None:
@@ -276,6 +279,7 @@ def test_providers_are_not_asked_to_save_what_was_cancelled(wire: Wire, endpoint
 # At the end
 
 
+@every_handler
 @both_modes
 @both_bodies
 def test_leaving_while_the_commit_runs_leaves_the_turn_standing(
@@ -292,6 +296,7 @@ def test_leaving_while_the_commit_runs_leaves_the_turn_standing(
     assert_ended(wire, "continue", "pong")
 
 
+@every_handler
 @both_modes
 def test_leaving_after_the_end_changes_nothing(wire: Wire, endpoint: Callable[..., None], mode: str) -> None:
     endpoint(mode)
@@ -302,6 +307,7 @@ def test_leaving_after_the_end_changes_nothing(wire: Wire, endpoint: Callable[..
     assert_ended(wire, "continue", "pong")
 
 
+@every_handler
 def test_leaving_is_no_error_in_the_log(
     wire: Wire, endpoint: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
