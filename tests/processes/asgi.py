@@ -18,6 +18,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from django.core.asgi import get_asgi_application
 from django.db.backends.signals import connection_created
 
@@ -101,15 +102,28 @@ def _inside() -> dict[str, Any]:
     }
 
 
-def _at_statement(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+def _at_statement(statement: str, parameters: Any = ()) -> None:
+    """Wait before a statement of a turn's two transactions, whoever sends it to the driver."""
+    plain = statement.replace('"', "").lstrip()
     name = None
-    if sql.startswith('UPDATE "invocations_app_invocationrecord"') and "succeeded" in (params or ()):
-        name = "commit"
-    elif sql.startswith('UPDATE "invocations_app_sessionrecord" SET "claim_number"'):
+    if plain.startswith("UPDATE invocations_app_invocationrecord"):
+        if "'succeeded'" in plain or "succeeded" in (parameters or ()):
+            name = "commit"
+    elif plain.startswith("UPDATE invocations_app_sessionrecord SET claim_number"):
         name = "begin"
     if name is not None and Gate(name).is_armed():
         Gate(name).block()
-    return execute(sql, params, many, context)
+
+
+def _watch_psycopg() -> None:
+    execute = psycopg.Cursor.execute
+
+    def watched(self: Any, query: Any, params: Any = None, **kwargs: Any) -> Any:
+        if isinstance(query, str):
+            _at_statement(query, params)
+        return execute(self, query, params, **kwargs)
+
+    psycopg.Cursor.execute = watched  # type: ignore[method-assign,assignment]
 
 
 _wrappers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -117,7 +131,9 @@ _wrappers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 def _wrap(connection: Any, **kwargs: Any) -> None:
     _wrappers.add(connection)
-    connection.execute_wrappers[:] = [_at_statement]
+    if connection.vendor == "sqlite":
+        connection.connection.set_trace_callback(_at_statement)
 
 
+_watch_psycopg()
 connection_created.connect(_wrap)
