@@ -9,10 +9,10 @@ from agent_framework import Agent, SupportsChatGetResponse, tool
 from agent_framework.openai import OpenAIChatCompletionClient
 
 from project.offline import OfflineChatClient
-from project.tools import calculate, current_time, word_count
+from project.tools import book_room, calculate, current_time, word_count
 
 DEFAULT_MODEL = "gpt-4o-mini"
-INSTRUCTIONS = "You are a friendly assistant. Answer briefly. Use the tools for times, sums and word counts."
+INSTRUCTIONS = "You are a friendly assistant. Answer briefly. Use the tools for times, sums, word counts and rooms."
 
 
 def build_assistant() -> Agent[Any]:
@@ -27,7 +27,13 @@ def build_assistant() -> Agent[Any]:
         client=_build_client(),
         name="assistant",
         instructions=INSTRUCTIONS,
-        tools=[tool(current_time), tool(word_count), tool(calculate)],
+        tools=[
+            tool(current_time),
+            tool(word_count),
+            tool(calculate),
+            # The turn ends with a question, and the tool runs in the turn that says yes.
+            tool(book_room, approval_mode="always_require"),
+        ],
     )
 
 

@@ -26,10 +26,15 @@ _EXPRESSION = r"[-+]?[\d.(][\d\s.()+*/%-]*[\d)]"
 _ASKS_SUM = re.compile(
     rf"(?i)(?:\b(?:calculate|compute|what(?:['’]s| is)|how much is)\s+|^\s*)({_EXPRESSION})\s*[=?.!]*\s*$"
 )
+_ASKS_ROOM = re.compile(r"(?i)\bbook (?:the )?room (\w[\w-]*) (?:for|on) (\w(?:[^.!?]*\w)?)")
+
+# What core gives a model as the result of a call that a person refused; nothing else tells it apart.
+_REFUSED = "rejected by user"
 
 HINT = (
     "I am a stand-in for a model and work without a network: "
-    "tell me your name, or ask me for the time, for a sum such as 6 * 7, or to count the words in a text."
+    "tell me your name, or ask me for the time, for a sum such as 6 * 7, to count the words in a text, "
+    "or to book room Blue for Friday."
 )
 
 
@@ -78,6 +83,8 @@ def _calls(text: str) -> list[Call]:
         calls.append(("word_count", {"text": counted[1].strip().rstrip("?").strip("\"'“”")}))
     elif (sum_ := _ASKS_SUM.search(text)) and re.search(r"[+*/%-]", sum_[1]):
         calls.append(("calculate", {"expression": sum_[1].strip()}))
+    if room := _ASKS_ROOM.search(text):
+        calls.append(("book_room", {"room": room[1], "day": room[2]}))
     return calls
 
 
@@ -102,6 +109,10 @@ def _tell(call: Content, result: Content) -> str:
             return f"That makes {result.result} word{'' if str(result.result) == '1' else 's'}."
         case "calculate":
             return f"{arguments.get('expression')} = {result.result}"
+        case "book_room" if _REFUSED in str(result.result):
+            return f"Room {arguments.get('room')} is not booked for {arguments.get('day')}: you refused it."
+        case "book_room":
+            return str(result.result)
         case name:
             return f"{name} says: {result.result}"
 

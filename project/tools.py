@@ -60,6 +60,14 @@ def calculate(expression: Annotated[str, "Numbers with + - * / // % ** and brack
     return f"{value:.12g}"
 
 
+def book_room(
+    room: Annotated[str, "Name of the room"], day: Annotated[str, "Day of the week, or a date such as 2026-03-01"]
+) -> str:
+    """Book a meeting room for a day."""
+    # There are no rooms: what matters is that a person is asked before this runs.
+    return f"Room {room} is booked for {day}."
+
+
 def _value(node: ast.expr) -> Number:
     # Walks the tree itself: nothing but numbers and the operators above is ever evaluated.
     match node:

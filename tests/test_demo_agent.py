@@ -94,6 +94,30 @@ async def test_two_tools_are_called_in_one_answer(agent: Agent[Any]) -> None:
     assert response.text.endswith(" (Europe/Paris). That makes 2 words.")
 
 
+@pytest.mark.parametrize(
+    ("text", "room", "day"),
+    [("Book room Blue for Friday.", "Blue", "Friday"), ("please book the room B-2 on 1 March!", "B-2", "1 March")],
+)
+@pytest.mark.parametrize(
+    ("approved", "answer"),
+    [(True, "Room {} is booked for {}."), (False, "Room {} is not booked for {}: you refused it.")],
+)
+async def test_room_is_booked_when_a_person_approves(
+    agent: Agent[Any], text: str, room: str, day: str, approved: bool, answer: str
+) -> None:
+    session = AgentSession()
+    asked = await agent.run(text, session=session)
+    assert asked.text == ""
+    [request] = asked.user_input_requests
+    assert request.function_call is not None
+    assert request.function_call.name == "book_room"
+    assert request.function_call.parse_arguments() == {"room": room, "day": day}
+    restored = AgentSession.from_dict(session.to_dict())
+    reply = Message("user", [request.to_function_approval_response(approved)])
+    assert (await agent.run(reply, session=restored)).text == answer.format(room, day)
+    assert await ask(agent, "hello", restored) == "You said: “hello”. That is message 2 of our talk."
+
+
 async def test_tool_choice_none_calls_nothing(agent: Agent[Any]) -> None:
     response = await agent.run("What is 6 * 7?", options={"tool_choice": "none"})
     assert response.text == f"You said: “What is 6 * 7?”. {HINT}"
@@ -145,7 +169,7 @@ def test_current_time_refuses_what_is_no_zone(zone: str) -> None:
         tools.current_time(zone)
 
 
-@pytest.mark.parametrize("function", [tools.current_time, tools.word_count, tools.calculate])
+@pytest.mark.parametrize("function", [tools.current_time, tools.word_count, tools.calculate, tools.book_room])
 def test_tools_describe_themselves_to_a_model(function: Callable[..., Any]) -> None:
     described = tool(function)
     assert described.description
