@@ -1,8 +1,10 @@
 """Prove the README: start the demonstration, send its curl lines, compare the answers.
 
 The blocks share their shell variables, as in a reader's terminal. A ``…`` in a
-printed answer stands for an id or a time, which differ each time. On a free port, with a database of its own and the offline agent; the server is
-stopped on every way out. Exit status 1: an answer differs, or there is none.
+printed answer stands for an id or a time, ``{…}`` for an object without others
+in it. On a free port, with a database of its own and the offline agent; the
+server is stopped on every way out. Exit status 1: an answer differs, or there
+is none.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ STOP_SECONDS = 15
 _EXAMPLE = re.compile(r"^```bash\n(?P<command>.*?)\n```\n(?:(?!```).)*?^```text\n(?P<answer>.*?)^```$", re.M | re.S)
 # What a "…" stands for: a piece of an id or of a time, and nothing that ends a JSON string.
 _ANY = r"[\w.:+-]+"
+_ANY_OBJECT = r"\{[^{}]*\}"
 # The variables of a block are read from a file and left in it for the next one.
 _SHELL = 'test ! -e variables || . ./variables; set -a\n{}\nended=$?; export -p >variables; exit "$ended"'
 
@@ -87,9 +90,10 @@ def is_printed(answer: str, expected: str) -> bool:
     Args:
         answer: What a command printed.
         expected: What the README prints; each ``…`` stands for an id or a time,
-            or the rest of one.
+            or the rest of one, and ``{…}`` for an object.
     """
-    return re.fullmatch(_ANY.join(map(re.escape, expected.split("…"))), answer) is not None
+    objects = [_ANY.join(map(re.escape, part.split("…"))) for part in expected.split("{…}")]
+    return re.fullmatch(_ANY_OBJECT.join(objects), answer) is not None
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def test_another_answer_than_the_printed_one_fails(capsys: pytest.CaptureFixture
 
 
 def test_block_finds_the_variables_of_those_before_it() -> None:
-    examples = [("ID=a-$$ TEXT=\"it's\"; echo $ID", "a-…"), ("NEXT=$ID-b", ""), ('echo "$NEXT $TEXT"', "a-…-b it's")]
+    examples = [('ID=a-$$ TEXT="it\'s"; echo $ID', "a-…"), ("NEXT=$ID-b", ""), ('echo "$NEXT $TEXT"', "a-…-b it's")]
     demo_check.check(examples, "http://there")
     with pytest.raises(demo_check.DemoFailed):
         demo_check.check(examples[2:], "http://there")
@@ -94,6 +94,12 @@ def test_block_finds_the_variables_of_those_before_it() -> None:
 )
 def test_ellipsis_stands_for_an_id_or_a_time_and_nothing_else(answer: str, printed: bool) -> None:
     assert demo_check.is_printed(answer, '{"id":"af-call-…","at":"…"}') is printed
+
+
+def test_ellipsis_in_braces_stands_for_one_object() -> None:
+    assert demo_check.is_printed('{"a":{"b":1,"c":2},"d":3}', '{"a":{…},"d":3}')
+    assert not demo_check.is_printed('{"a":{"b":1},"x":{"c":2},"d":3}', '{"a":{…},"d":3}')
+    assert not demo_check.is_printed('{"a":null,"d":3}', '{"a":{…},"d":3}')
 
 
 def test_dots_of_an_answer_are_no_pattern() -> None:
