@@ -36,7 +36,7 @@ def test_start_page_offers_the_endpoint_and_brings_no_inline_script(site: httpx.
 def test_every_file_of_the_start_page_is_served(site: httpx.Client) -> None:
     files = re.findall(r'(?:href|src)="(/static/[^"]+)"', site.get("/").text)
     assert len(files) == 3
-    for name in [*files, "/static/project/sse.js", "/static/admin/css/base.css"]:
+    for name in [*files, "/static/project/sse.js", "/static/project/pending.js", "/static/admin/css/base.css"]:
         answer = site.get(name)
         assert (answer.status_code, bool(answer.content)) == (200, True), name
     assert site.get("/static/project/start.js").headers["content-type"].startswith("text/javascript")

@@ -1,5 +1,6 @@
 /** The start page: sends a message to an endpoint and shows the answer as it comes. */
 
+import { showPending } from "./pending.js";
 import { readEvents } from "./sse.js";
 
 const form = document.getElementById("form");
@@ -28,20 +29,24 @@ function say(who, text) {
   return body;
 }
 
-/** Return the error text of an answer, whatever it is made of. */
-async function errorOf(response) {
+/** Return what an answer that is no success says, whatever it is made of. */
+async function refusalOf(response) {
   const text = await response.text();
   try {
-    return `${response.status}: ${JSON.parse(text).error}`;
+    const { error, pending = [] } = JSON.parse(text);
+    return { words: `${response.status}: ${error}`, pending };
   } catch {
-    return `${response.status} ${response.statusText}`;
+    return { words: `${response.status} ${response.statusText}`, pending: [] };
   }
 }
 
+/** Show a stream as it comes and return what it leaves pending. */
 async function showStream(response, answer) {
+  const pending = [];
   let ended = false;
   for await (const event of readEvents(response.body)) {
     if (event.type === "error") throw new Error(event.data);
+    if (event.type === "request_info") pending.push(JSON.parse(event.data));
     if (event.type !== "message") continue;
     if (event.data === "[DONE]") {
       ended = true;
@@ -51,47 +56,67 @@ async function showStream(response, answer) {
     answer.scrollIntoView({ block: "end" });
   }
   if (!ended) throw new Error("The connection ended before the answer did.");
+  return pending;
 }
 
-async function ask(text) {
-  const stream = form.mode.value === "stream";
-  const body = { message: text, session_id: form.session.value, stream };
+/** Send a body to an endpoint, show the answer, and return what is pending after it. */
+async function ask(url, body) {
   const answer = say("agent", "");
   answer.setAttribute("aria-busy", "true");
+  let pending = [];
   try {
-    const response = await fetch(form.endpoint.value, {
+    const response = await fetch(url, {
       method: "POST",
       headers: { "Content-Type": "application/json", "X-CSRFToken": form.dataset.csrf },
       body: JSON.stringify(body),
       signal: leaving.signal,
     });
-    if (!response.ok) throw new Error(await errorOf(response));
-    if (stream) await showStream(response, answer);
-    else answer.textContent = (await response.json()).response;
-    status.textContent = "";
+    if (!response.ok) {
+      const refusal = await refusalOf(response);
+      pending = refusal.pending;
+      throw new Error(refusal.words);
+    }
+    if (body.stream) pending = await showStream(response, answer);
+    else {
+      const told = await response.json();
+      answer.textContent = told.response;
+      pending = told.pending ?? [];
+    }
+    status.textContent = pending.length ? "The agent waits for you." : "";
   } catch (problem) {
     answer.parentElement.classList.add("failed");
     status.textContent = problem.name === "AbortError" ? "You stopped reading." : problem.message;
   } finally {
     answer.removeAttribute("aria-busy");
   }
+  return { item: answer.parentElement, pending };
 }
 
-form.addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const text = message.value;
-  if (text === "" || leaving) return;
+/** Carry out one turn: what the user said, and what it is sent as. */
+async function turn(words, url, session, what) {
+  if (leaving) return;
   leaving = new AbortController();
   send.disabled = true;
   leave.disabled = false;
   status.textContent = "The agent is answering …";
-  message.value = "";
-  say("user", text);
-  await ask(text);
+  say("user", words);
+  const body = { ...what, session_id: session, stream: form.mode.value === "stream" };
+  const { item, pending } = await ask(url, body);
   leaving = null;
   send.disabled = false;
   leave.disabled = true;
   message.focus();
+  // The focus stays in the text: an Enter too many must approve nothing. The replies belong to
+  // the session that was asked in, whatever the form says by then.
+  if (pending.length) showPending(item, pending, (responses, said) => turn(said, url, session, { responses }));
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = message.value;
+  if (text === "" || leaving) return;
+  message.value = "";
+  turn(text, form.endpoint.value, form.session.value, { message: text });
 });
 
 message.addEventListener("keydown", (event) => {
