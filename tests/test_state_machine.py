@@ -241,7 +241,7 @@ class Turns(RuleBasedStateMachine):
         run = self.choose(pick, (*LIVE, "interrupted"))
         if run.status not in (*LIVE, "interrupted"):
             return
-        endings._fail(run.held, error(), self.ending(run))
+        endings.fail_now(run.held, error(), self.ending(run))
         if run.status in LIVE:
             self.end(run, {"cancelled": "cancelled", "interrupted": "interrupted"}.get(error.code, "failed"))
 

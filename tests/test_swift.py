@@ -234,7 +234,7 @@ def test_leases_end_on_the_databases_clock(seconds: float) -> None:
 
 def test_turn_that_failed_leaves_a_session_that_is_begun_swiftly_again() -> None:
     turn = begin_swiftly(request("s1"))
-    endings._fail(turn, TargetFailed(), ending(turn))
+    endings.fail_now(turn, TargetFailed(), ending(turn))
     again = begin_swiftly(request("s1"))
     assert again.session is not None
     assert again.session.claim_number == 2

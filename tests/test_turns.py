@@ -102,7 +102,7 @@ def commit(turn: turns.Turn, *texts: str, answer: Answer | None = None) -> None:
 
 
 def fail(turn: turns.Turn | turns.Waiting, error: Any) -> None:
-    endings._fail(turn, error, ending(turn))
+    endings.fail_now(turn, error, ending(turn))
 
 
 def rows() -> dict[str, list[dict[str, Any]]]:
@@ -356,8 +356,8 @@ def test_events_are_written_with_the_end():
     good, bad, empty = begin("s1", stream=True), begin("s2", stream=True), begin("s3", stream=True)
     pieces = (b"data: a\n\n", b"data: \xc3\xa9\n\n")
     endings.commit_now(good, change_of(good), Answer("ae"), ending(good, *pieces))
-    endings._fail(bad, TargetFailed(), Ending(None, Batch(bad.record_pk, 3, pieces[:1]), 3))
-    endings._fail(empty, TargetFailed(), ending(empty))
+    endings.fail_now(bad, TargetFailed(), Ending(None, Batch(bad.record_pk, 3, pieces[:1]), 3))
+    endings.fail_now(empty, TargetFailed(), ending(empty))
     logged = EventRecord.objects.order_by("pk").values_list("invocation_id", "first", "last", "frames")
     assert [(pk, first, last, json.loads(frames)) for pk, first, last, frames in logged] == [
         (good.record_pk, 1, 2, ["data: a\n\n", "data: é\n\n"]),
@@ -372,7 +372,7 @@ def test_events_of_a_turn_that_was_lost_are_not_written():
     begin()
     with pytest.raises(RunInterrupted):
         endings.commit_now(turn, change_of(turn), Answer("a"), ending(turn, b"data: a\n\n"))
-    endings._fail(turn, TargetFailed(), ending(turn, b"data: a\n\n"))
+    endings.fail_now(turn, TargetFailed(), ending(turn, b"data: a\n\n"))
     assert EventRecord.objects.count() == 0
 
 

@@ -52,7 +52,7 @@ from invocations_app.runs.host import FLUSH_EVENTS, get_host
 from invocations_app.runs.settle import settle, whole
 from invocations_app.runs.tape import Tape
 from invocations_app.runs.work import Work, work_of
-from invocations_app.storage import database, endings, groups, handover, invocations, turns
+from invocations_app.storage import database, groups, handover, invocations, turns
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.event_log import Batch
 from invocations_app.storage.handover import Taken
@@ -176,7 +176,7 @@ class Run:
         """Cancel the run unless somebody waits for its answer, here or in another process."""
         while self._readers == 0 and not self._over:
             try:
-                if not await invocations.is_joined(record_pk):
+                if not await groups.is_joined(record_pk):
                     self.cancel(RunCancelled())
                     return
             except database.UNREACHABLE:
@@ -512,7 +512,7 @@ class Run:
     async def _record_failure(self, held: Turn | Waiting | Handed, error: InvocationError) -> None:
         async with self.ending:
             ending = self._ending()
-            failing = asyncio.ensure_future(self._patiently(lambda: endings.fail(held, error, ending)))
+            failing = asyncio.ensure_future(self._patiently(lambda: groups.fail(held, error, ending)))
             await settle(failing)
         if not failing.done() or failing.cancelled() or failing.exception() is not None:
             # The lease expires by itself, and whoever meets it writes down that the run was interrupted.

@@ -95,7 +95,7 @@ async def fail(held: Turn | Waiting | Handed, error: InvocationError, ending: En
     Raises:
         DatabaseError: If the database is not reachable.
     """
-    await database.run(_fail, held, error, ending)
+    await database.run(fail_now, held, error, ending)
 
 
 def commit_now(turn: Turn, change: SessionChange | None, answer: Answer, ending: Ending) -> None:
@@ -209,7 +209,14 @@ def _why_lost(using: str, record_pk: int) -> InvocationError:
     return RunCancelled() if status == Status.CANCELLED else RunInterrupted()
 
 
-def _fail(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending) -> None:
+def fail_now(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending) -> None:
+    """End a turn that has no answer, on a database thread; see `fail`.
+
+    Args:
+        held: The turn; or what waits, or was handed on.
+        error: Why it has none.
+        ending: What else is written.
+    """
     using = database.alias()
     if isinstance(held, Turn) and held.unrecorded is not None:
         status = _STATUS_OF.get(error.code, Status.FAILED)

@@ -1,13 +1,18 @@
-"""Begin and commit as runs ask for them: together with those of other runs, where that can be."""
+"""Begin, commit and fail as runs ask for them: together with those of other runs, where that can be."""
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from invocations_app.events import Answer
-from invocations_app.storage import endings, swift, turns
+from invocations_app.exceptions import InvocationError
+from invocations_app.storage import endings, invocations, swift, turns
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.grouping import Group
 from invocations_app.storage.swift import Commit
-from invocations_app.storage.turns import Begun, Turn, TurnRequest
+from invocations_app.storage.turns import Begun, Handed, Turn, TurnRequest, Waiting
+
+Failure: TypeAlias = tuple[Turn | Waiting | Handed, InvocationError, Ending]
 
 
 async def begin(request: TurnRequest) -> Begun:
@@ -31,12 +36,36 @@ async def commit(turn: Turn, change: SessionChange | None, answer: Answer, endin
     await _commits.do(Commit(turn, change, answer, ending, endings.encode_answer(answer)))
 
 
+async def fail(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending) -> None:
+    """End a turn that has no answer; see `endings.fail`.
+
+    Args:
+        held: The turn; or what waits, or was handed on.
+        error: Why it has none.
+        ending: What else is written.
+    """
+    await _fails.do((held, error, ending))
+
+
+async def is_joined(record_pk: int) -> bool:
+    """Return whether somebody on another process waits for the answer of a run.
+
+    Args:
+        record_pk: Primary key of the record.
+    """
+    return await _joins.do(record_pk)
+
+
 def _begin_alone(request: TurnRequest) -> Begun:
     return turns.begin_now(request)
 
 
 def _commit_alone(job: Commit) -> None:
     endings.commit_now(job.turn, job.change, job.answer, job.ending)
+
+
+def _fail_alone(job: Failure) -> None:
+    endings.fail_now(*job)
 
 
 def _session_key(request: TurnRequest) -> str:
@@ -47,5 +76,14 @@ def _session_pk(job: Commit) -> tuple[int, int]:
     return job.turn.session_pk or 0, job.turn.record_pk
 
 
+def _failed_pk(job: Failure) -> tuple[int, int]:
+    return job[0].session_pk or 0, job[0].record_pk
+
+
 _begins: Group[TurnRequest, Begun] = Group(swift.begin, _begin_alone, _session_key)
 _commits: Group[Commit, None] = Group(swift.commit, _commit_alone, _session_pk)
+# These go the ORM's way in a group too: hundreds of clients may leave at once.
+_fails: Group[Failure, None] = Group(lambda connection, cursor, job: _fail_alone(job), _fail_alone, _failed_pk)
+_joins: Group[int, bool] = Group(
+    lambda connection, cursor, pk: invocations.is_joined_now(pk), invocations.is_joined_now, lambda pk: pk
+)

@@ -180,15 +180,6 @@ async def keep_joined(pk: int, seconds: float) -> None:
     await database.run(_keep_joined, pk, seconds)
 
 
-async def is_joined(pk: int) -> bool:
-    """Return whether somebody on another process waits for the answer of a run.
-
-    Args:
-        pk: Primary key of the record.
-    """
-    return await database.run(_is_joined, pk)
-
-
 def _look_up(where: Mapping[str, Any]) -> StoredInvocation | None:
     using = database.alias()
     found = read_now(using, where)
@@ -283,7 +274,12 @@ def _drop_pending(using: str, key: str) -> None:
             pending.drop(using, session, timezone.now())
 
 
-def _is_joined(pk: int) -> bool:
+def is_joined_now(pk: int) -> bool:
+    """Return whether somebody on another process waits for the answer of a run; on a database thread.
+
+    Args:
+        pk: Primary key of the record.
+    """
     rows = InvocationRecord.objects.using(database.alias()).filter(pk=pk, joined_until__isnull=False)
     return rows.exclude(clock.is_past("joined_until")).exists()
 
