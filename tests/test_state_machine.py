@@ -5,6 +5,7 @@ Storage alone, on this thread: two processes start, finish, fail, cancel, lose a
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -123,7 +124,7 @@ class Turns(RuleBasedStateMachine):
             scope=SCOPE,
             user_pk=None,
             fingerprint="f" * 64,
-            correlation_id="c" * 32,
+            correlation_id=uuid.uuid4().hex,
             owner=owner,
             lease_seconds=600,
             on_busy=on_busy,
