@@ -24,6 +24,7 @@ class Size:
         lengths: Lengths of history, in messages; 1000 among them, or the goal cannot be judged.
         turns: Turns that a figure on a history is the median of.
         streams: Open slow streams.
+        warm_up_seconds: How long a server is loaded before it is measured, in seconds.
     """
 
     name: str
@@ -32,11 +33,12 @@ class Size:
     lengths: tuple[int, ...]
     turns: int
     streams: int
+    warm_up_seconds: int = 1
 
 
 FULL = Size("full", 5, 10, (10, 250, 500, 1000, 2000), 10, 500)
 QUICK = Size("quick", 1, 2, (10, 1000), 4, 500)
-TINY = Size("tiny", 1, 1, (4, 8), 2, 10)
+TINY = Size("tiny", 1, 1, (4, 8), 2, 10, 0)
 SIZES = {size.name: size for size in (FULL, QUICK, TINY)}
 
 
@@ -68,7 +70,7 @@ class Scenario:
 
 
 def _wrk(load: wrk.Load) -> Callable[[Server, Size], Metrics]:
-    return lambda server, size: wrk.run(server, load, size.seconds)
+    return lambda server, size: wrk.run(server, load, size.seconds, size.warm_up_seconds)
 
 
 def _streams(*, saves: bool) -> Callable[[Server, Size], Metrics]:

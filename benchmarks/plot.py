@@ -82,7 +82,7 @@ def _turn_times(results: Results, top: float) -> Iterator[str]:
     """Yield the chart of turn time over length of history: warm turns drawn through, cold ones dashed."""
     lines = {
         (kind, warmth): [
-            (length, median(times))
+            (length, median(times.values()))
             for length in results.size.lengths
             if (times := results.of("history", kind, f"{warmth}_{length}_ms"))
         ]

@@ -103,11 +103,13 @@ def rows(results: Results) -> list[Row]:
     found = []
     for goal in GOALS:
         ours = results.of(goal.scenario, goal.ours, goal.metric)
-        peers = results.of(goal.scenario, goal.peer, goal.metric) if goal.peer else []
-        # A run that was cut short has one side more often.
-        count = min(len(ours), len(peers)) if goal.peer else len(ours)
-        if count:
-            found.append(Row(goal, ours[:count], peers[:count]))
+        peers = results.of(goal.scenario, goal.peer, goal.metric)
+        # Of a measurement that failed the other side counts for nothing.
+        both = [number for number in ours if not goal.peer or number in peers]
+        if both:
+            found.append(
+                Row(goal, [ours[number] for number in both], [peers[number] for number in both if number in peers])
+            )
     return found
 
 
@@ -142,6 +144,7 @@ def _notes(results: Results) -> Iterator[str]:
             f"median {median(loads):.1f}; what is above about 2 is not only of the benchmarks."
         )
     yield from (f"Left out: {reason}." for reason in results.left_out)
+    yield from (f"FAILED: {failure}" for failure in results.failures)
 
 
 def every_figure(results: Results) -> str:
@@ -153,10 +156,11 @@ def every_figure(results: Results) -> str:
     names = dict.fromkeys(
         (sample.scenario, sample.kind, metric) for sample in results.samples for metric in sample.metrics
     )
-    return "".join(
-        f"{scenario} | {kind} | {metric_title(metric)} | {figures(results.of(scenario, kind, metric), metric)}\n"
-        for scenario, kind, metric in names
-    )
+    lines = []
+    for scenario, kind, metric in names:
+        values = [*results.of(scenario, kind, metric).values()]
+        lines.append(f"{scenario} | {kind} | {metric_title(metric)} | {figures(values, metric)}\n")
+    return "".join(lines)
 
 
 def write_json(results: Results, path: Path) -> None:

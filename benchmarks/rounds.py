@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
-from benchmarks.fleet import Fleet, Kind
+from benchmarks.fleet import Fleet, Kind, ServerFailed
 from benchmarks.plan import KINDS, Metrics, Scenario, Size
+from benchmarks.wrk import WrongAnswers
 
 _PACKAGES = ("agent-framework-core", "django", "adrf", "fastapi", "uvicorn", "uvloop", "httptools")
 
@@ -44,26 +45,28 @@ class Results:
         machine: What it was measured on.
         samples: The figures.
         left_out: What was not measured, and why.
+        failures: Measurements that failed: a server did, or an answer was wrong.
     """
 
     size: Size
     machine: dict[str, str]
     samples: list[Sample] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
-    def of(self, scenario: str, kind: str, metric: str) -> list[float]:
-        """Return the figures of all rounds, in their order.
+    def of(self, scenario: str, kind: str, metric: str) -> dict[int, float]:
+        """Return the figures by the number of their round.
 
         Args:
             scenario: Name of the scenario.
             kind: Name of the server.
             metric: Name of the figure.
         """
-        return [
-            sample.metrics[metric]
+        return {
+            sample.round: sample.metrics[metric]
             for sample in self.samples
             if sample.scenario == scenario and sample.kind == kind and metric in sample.metrics
-        ]
+        }
 
 
 def order(kinds: Sequence[str], number: int) -> list[str]:
@@ -91,8 +94,15 @@ def run(
             for scenario, kind in _of_round(size, scenarios, absent, number):
                 load = os.getloadavg()[0]
                 began = time.monotonic()
-                with fleet.start(kind) as server:
-                    metrics = scenario.measure(server, size)
+                try:
+                    with fleet.start(kind) as server:
+                        metrics = scenario.measure(server, size)
+                except (ServerFailed, WrongAnswers, OSError) as error:
+                    # The other figures are as good as before.
+                    failure = f"round {number + 1}, {scenario.name}, {kind.name}: {error!r}"
+                    results.failures.append(failure)
+                    tell("\n".join([failure, *getattr(error, "__notes__", [])]))
+                    continue
                 results.samples.append(Sample(number, scenario.name, kind.name, load, metrics))
                 figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
                 where = f"{number + 1}/{size.rounds}, {time.monotonic() - began:.0f} s, load {load:.1f}"

@@ -44,13 +44,14 @@ def is_installed() -> bool:
     return shutil.which("wrk") is not None
 
 
-def run(server: Server, load: Load, seconds: int) -> dict[str, float]:
+def run(server: Server, load: Load, seconds: int, warm_up_seconds: int = 1) -> dict[str, float]:
     """Warm a server up, then load it.
 
     Args:
         server: The server, answering.
         load: What to send.
         seconds: How long, in seconds.
+        warm_up_seconds: How long before that, in seconds; 0: not at all.
 
     Returns:
         ``rate`` (requests a second), ``p50_ms``, ``p99_ms``, and ``cpu_ms`` (processor time of the server a request).
@@ -58,7 +59,8 @@ def run(server: Server, load: Load, seconds: int) -> dict[str, float]:
     Raises:
         WrongAnswers: If one answer was wrong, or none came.
     """
-    _wrk(server, load, 1)
+    if warm_up_seconds:
+        _wrk(server, load, warm_up_seconds)
     before = server.cpu_seconds()
     found = _wrk(server, load, seconds)
     used = server.cpu_seconds() - before
