@@ -8,6 +8,7 @@ Storing and consuming them is left to ``storage``.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -21,8 +22,19 @@ Kind: TypeAlias = Literal["approval", "tool_call", "request_info"]
 #: What an open call's result says when the turn that answered it came to nothing.
 OUTCOME_UNKNOWN = "The outcome of this call is unknown: the turn that was to carry it out did not finish."
 
-# Where core keeps what awaits approval, and which calls wait with it.
+# Where core keeps what awaits approval, which calls wait with it, and how much of its limits is used up.
 _APPROVAL_STATE = "tool_approval"
+_ASKING_KEYS = (
+    "pending_approval_requests",
+    "already_approved_approval_request_groups",
+    "approval_responses",
+    "pending_mixed_pause_batch",
+    "queued_approval_requests",
+    "collected_approval_responses",
+)
+_BUDGET_STATE = "_function_invocation_budget_state"
+# What may stand between a call and a result of it.
+_ANSWERS = {"function_result", "function_approval_response"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +83,21 @@ def _arguments(given: Any) -> Mapping[str, Any] | None:
     if isinstance(given, Mapping):
         return dict(given)
     try:
-        parsed = json.loads(given, parse_constant=_refuse)
-    except ValueError:
+        parsed = json.loads(given, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError):
         return {"raw": given}
     return parsed if isinstance(parsed, dict) else {"raw": given}
 
 
 def _refuse(constant: str) -> Any:
     raise ValueError(constant)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def check_replies(
@@ -145,12 +164,16 @@ def reply_messages(pending: Sequence[PendingRequest], replies: Mapping[str, Any]
 
 
 def tools_asked_for(pending: Iterable[PendingRequest]) -> set[str]:
-    """Return the names of the tools that approvals are about.
+    """Return the names of the agent's own tools that approvals are about; others are carried out by the service.
 
     Args:
         pending: What was pending.
     """
-    return {str(request.data["tool"]) for request in pending if request.kind == "approval"}
+    return {
+        str(request.data["tool"])
+        for request in pending
+        if request.kind == "approval" and not (request.payload.get("function_call") or {}).get("hosted")
+    }
 
 
 def close_calls(session: AgentSession) -> None:
@@ -161,19 +184,57 @@ def close_calls(session: AgentSession) -> None:
     Args:
         session: The session; changed in place.
     """
-    session.state.pop(_APPROVAL_STATE, None)
+    _forget_asking(session.state)
     for value in session.state.values():
         messages = value.get("messages") if isinstance(value, dict) else None
-        if isinstance(messages, list) and all(isinstance(message, Message) for message in messages):
-            contents = [content for message in messages for content in message.contents]
-            answered = {content.call_id for content in contents if content.type == "function_result"}
-            unanswered = [
-                content.call_id
-                for content in contents
-                if content.type == "function_call" and content.call_id and content.call_id not in answered
-            ]
-            if unanswered:
-                results = [
-                    Content.from_function_result(call_id=call_id, result=OUTCOME_UNKNOWN) for call_id in unanswered
-                ]
-                value["messages"] = [*messages, Message("tool", results)]
+        if not isinstance(messages, list) or not all(isinstance(message, Message) for message in messages):
+            continue
+        unanswered = _open_calls(messages)
+        if unanswered:
+            value["messages"] = _with_results(messages, unanswered)
+
+
+def _forget_asking(state: dict[str, Any]) -> None:
+    """Take out what the framework noted of the calls that wait; standing rules of the same place stay."""
+    state.pop(_BUDGET_STATE, None)
+    noted = state.get(_APPROVAL_STATE)
+    if isinstance(noted, dict):
+        for key in _ASKING_KEYS:
+            noted.pop(key, None)
+        if not noted:
+            del state[_APPROVAL_STATE]
+
+
+def _open_calls(messages: Sequence[Message]) -> dict[int, list[str]]:
+    """Return the ids of the calls without a result, by the place of their message.
+
+    A result answers the oldest open call of its id: models use one id again in a later turn.
+    """
+    waiting: dict[str, list[int]] = {}
+    for place, message in enumerate(messages):
+        for content in message.contents:
+            if content.type == "function_call" and content.call_id:
+                # Others are carried out elsewhere, and get no result here.
+                if not content.hosted and not content.informational_only:
+                    waiting.setdefault(content.call_id, []).append(place)
+            elif content.type == "function_result" and content.call_id and waiting.get(content.call_id):
+                waiting[content.call_id].pop(0)
+    unanswered: dict[int, list[str]] = {}
+    for call_id, places in waiting.items():
+        for place in places:
+            unanswered.setdefault(place, []).append(call_id)
+    return unanswered
+
+
+def _with_results(messages: Sequence[Message], unanswered: Mapping[int, Sequence[str]]) -> list[Message]:
+    """Return messages with a result for each open call, right behind the call and results that are there."""
+    closed: list[Message] = []
+    missing: list[Content] = []
+    for place, message in enumerate(messages):
+        if missing and not all(content.type in _ANSWERS for content in message.contents):
+            closed.append(Message("tool", missing))
+            missing = []
+        closed.append(message)
+        call_ids = unanswered.get(place, ())
+        missing += [Content.from_function_result(call_id=call_id, result=OUTCOME_UNKNOWN) for call_id in call_ids]
+    return [*closed, Message("tool", missing)] if missing else closed
