@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from agent_framework import AgentSession, Content, Message
+from agent_framework import AgentSession, Content, FunctionTool, Message
 
 from invocations_app.exceptions import ResponsesMismatch
 
@@ -158,9 +158,20 @@ def reply_messages(pending: Sequence[PendingRequest], replies: Mapping[str, Any]
         if request.kind == "approval":
             approvals.append(content.to_function_approval_response(is_approved(reply)))
         else:
-            results.append(Content.from_function_result(call_id=str(content.call_id), result=reply))
+            results.append(result_of(content, reply))
     messages = [Message("user", approvals)] if approvals else []
     return [*messages, Message("tool", results)] if results else messages
+
+
+def result_of(call: Content, reply: Any) -> Content:
+    """Return the result of a call that the caller carried out, as a tool's that returned the same.
+
+    Args:
+        call: The call.
+        reply: Its result, a JSON value.
+    """
+    # Not the bare value: lists would become the text of Python's lists.
+    return Content.from_function_result(call_id=str(call.call_id), result=FunctionTool.parse_result(reply))
 
 
 def tools_asked_for(pending: Iterable[PendingRequest]) -> set[str]:

@@ -9,7 +9,7 @@ from agent_framework import Content, Workflow, WorkflowCheckpoint, WorkflowCheck
 
 from invocations_app.conf import EndpointSettings
 from invocations_app.exceptions import InvalidCheckpoint, ResponsesMismatch
-from invocations_app.pending import CheckReply, PendingRequest, from_content, is_approved
+from invocations_app.pending import CheckReply, PendingRequest, from_content, is_approved, result_of
 from invocations_app.runs.agent import refuse_missing_tools
 from invocations_app.runs.workflow_input import Unfit, fit
 from invocations_app.runs.workflow_output import json_value
@@ -101,4 +101,4 @@ def _reply(endpoint: EndpointSettings, checkpoint: WorkflowCheckpoint, request: 
     asked: Any = checkpoint.pending_request_info_events[request.request_id].data
     if request.kind == "approval":
         return asked.to_function_approval_response(is_approved(reply))
-    return Content.from_function_result(call_id=str(asked.call_id), result=reply)
+    return result_of(asked, reply)
