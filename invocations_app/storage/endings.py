@@ -189,13 +189,19 @@ def _commit_session(using: str, turn: Turn, session: ClaimedSession, left: Sessi
         raise SessionConflict if still_held else _why_lost(using, turn.record_pk)
     if change is not None:
         if session.is_rewritten:
-            # The rows that closed the open calls stand where this turn's belong.
-            change = replace(change, appended_only=False)
+            change = _against_stored(using, session.pk, change)
         records.write_messages(using, session.pk, change, invocation_pk=turn.record_pk, now=now)
     if left.pending:
         pending.leave(using, session.pk, turn.record_pk, left.pending, now)
     if left.checkpoints:
         checkpoints.leave(using, session.pk, turn.record_pk, left.checkpoints, now)
+
+
+def _against_stored(using: str, session_pk: int, change: Change) -> Change:
+    """Return a change as it is against the rows that closed the open calls, which stand where others belong."""
+    stored = set(records.load_message_rows(using, session_pk))
+    written = tuple(row for row in change.history.rows() if row not in stored)
+    return replace(change, written=written, appended_only=False)
 
 
 def _is_committed(using: str, turn: Turn) -> bool:

@@ -19,6 +19,7 @@ from invocations_app.exceptions import StoredStateUnreadable
 
 _FORMAT = 1
 _MAX_SOURCE_ID = 255
+_MAX_ROLE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,14 @@ class History:
     def count(self) -> int:
         """Number of messages of all providers."""
         return sum(len(known) for known in self.sources.values())
+
+    def rows(self) -> list[MessageRow]:
+        """Return all messages as rows."""
+        return [
+            MessageRow(source_id, position, str(item.message.role)[:_MAX_ROLE], item.payload)
+            for source_id, known in self.sources.items()
+            for position, item in enumerate(known)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +204,7 @@ def _dump_source(
     for (position, message), payload in zip(to_encode, _encode([m for _, m in to_encode]), strict=True):
         known[position].payload = payload
         if position >= len(before) or before[position].payload != payload:
-            rows.append(MessageRow(source_id, position, str(message.role)[:32], payload))
+            rows.append(MessageRow(source_id, position, str(message.role)[:_MAX_ROLE], payload))
     return known, rows
 
 
