@@ -2,11 +2,13 @@
 
 With the app's own store the state comes with the claim and goes with the
 commit; another store holds the state itself, under the opaque id, and is
-written just before the commit.
+written just before the commit. What was pending there is closed before the
+replies are carried out, as it is in the app's own.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import logging
@@ -18,6 +20,7 @@ from django.utils.module_loading import import_string
 
 from invocations_app.conf import DEFAULT_SESSION_STORE, EndpointSettings
 from invocations_app.exceptions import StoredStateUnreadable
+from invocations_app.pending import close_calls
 from invocations_app.storage import snapshots, turns
 
 logger = logging.getLogger("invocations_app.runs")
@@ -67,7 +70,7 @@ async def load(endpoint: EndpointSettings, turn: turns.Turn, target: Any) -> Loa
     try:
         if endpoint.session_store == DEFAULT_SESSION_STORE:
             return await _load_claimed(claimed, target)
-        return await _load_elsewhere(get_store(endpoint.session_store), claimed.opaque_id, target)
+        return await _load_elsewhere(get_store(endpoint.session_store), claimed, target)
     except StoredStateUnreadable:
         logger.error("The stored session with the key digest %s cannot be read.", claimed.key)
         raise
@@ -80,12 +83,29 @@ async def _load_claimed(claimed: turns.ClaimedSession, target: Any) -> LoadedSes
     return LoadedSession(session, history, None)
 
 
-async def _load_elsewhere(store: SessionStore, opaque_id: str, target: Any) -> LoadedSession:
+async def _load_elsewhere(store: SessionStore, claimed: turns.ClaimedSession, target: Any) -> LoadedSession:
+    opaque_id = claimed.opaque_id
     try:
         session = await store.get(opaque_id)
     except Exception as error:
         raise StoredStateUnreadable from error
+    if claimed.answered:
+        if session is None:
+            # The replies would reach an agent that never asked.
+            raise StoredStateUnreadable
+        await _leave_closed(store, session)
+    elif session is not None:
+        # Nothing is pending: what is open was dropped, or its turn was not committed.
+        close_calls(session)
     return LoadedSession(session or await _new_session(target, opaque_id), None, store)
+
+
+async def _leave_closed(store: SessionStore, session: AgentSession) -> None:
+    """Write a session as it will be left if the turn that answers it fails; the working copy stays as it is."""
+    asking = copy.deepcopy(session.state)
+    close_calls(session)
+    await store.set(session.session_id, session)
+    session.state = asking
 
 
 async def _new_session(target: Any, opaque_id: str) -> AgentSession:
