@@ -58,10 +58,10 @@ parity: $(PARITY_VENV)/installed ## compare with the published Foundry host and 
 	$(PARITY_VENV)/bin/python scripts/parity.py
 
 bench: $(VENV)/installed-bench $(PARITY_VENV)/installed ## all measurements, beside what one would write by hand: 50 minutes
-	$(BIN)/python -W ignore -m benchmarks
+	BENCH_FOUNDRY_PYTHON=$(PARITY_VENV)/bin/python $(BIN)/python -W ignore -m benchmarks
 
 bench-quick: $(VENV)/installed-bench $(PARITY_VENV)/installed ## the most telling ones, once: a minute
-	$(BIN)/python -W ignore -m benchmarks --size quick
+	BENCH_FOUNDRY_PYTHON=$(PARITY_VENV)/bin/python $(BIN)/python -W ignore -m benchmarks --size quick
 
 profile: $(VENV)/installed-bench ## where the time of a turn goes, by py-spy
 	$(BIN)/python -W ignore -m benchmarks.profile

@@ -23,7 +23,8 @@ import psutil
 from benchmarks.postgres import Postgres
 
 ROOT = Path(__file__).resolve().parent.parent
-FOUNDRY_PYTHON = Path(os.environ.get("BENCH_FOUNDRY_PYTHON", ROOT / ".venv-parity" / "bin" / "python"))
+# Not resolved: the link is what tells a Python which environment it is of.
+FOUNDRY_PYTHON = Path(os.environ.get("BENCH_FOUNDRY_PYTHON", ROOT / ".venv-parity" / "bin" / "python")).absolute()
 
 _START_SECONDS = 60
 _STOP_SECONDS = 15

@@ -69,7 +69,8 @@ def _bars(compared: list[Row]) -> Iterator[str]:
         begin, end = sorted((x_of(1), x_of(row.value)))
         colour = _COLOURS.get(row.verdict, "#8a8a8a")
         name = f"{row.goal.number}. {row.goal.scenario}: {metric_title(row.goal.metric)}"
-        yield _text(_LEFT - 8, y + 13, f"{name} / {row.goal.peer}", anchor="end", size=10)
+        whose = "" if row.goal.ours == "ours" else f", {row.goal.ours}"
+        yield _text(_LEFT - 8, y + 13, f"{name}{whose} / {row.goal.peer}", anchor="end", size=10)
         yield (
             f'<rect x="{begin:.1f}" y="{y + 3}" width="{max(end - begin, 1):.1f}" height="{_ROW - 8}" fill="{colour}"/>'
         )

@@ -79,7 +79,7 @@ def summary(raw: str) -> str:
         threads[thread] += int(count)
         if frames:
             alone[frames[-1]] += int(count)
-        within.update(dict.fromkeys(set(frames), int(count)))
+        within.update(dict.fromkeys(frames, int(count)))
     total = max(sum(threads.values()), 1)
     parts = []
     for title, counts in (("by thread", threads), ("by itself", alone), ("with what it calls", within)):
