@@ -32,6 +32,7 @@ INVOCATIONS = {
             "free": {"BACKEND": "tests.processes.delivering.JournalPush"},
         },
     },
+    "approves": _OPEN | {"PATH": "approves", "TARGET": "tests.processes.approving.build"},
     "guarded": _OPEN | _GUARDED | {"PATH": "guarded", "ON_DISCONNECT": "cancel"},
 }
 INVOCATIONS_HOST = {"LEASE_SECONDS": float(os.environ["PROCESSES_LEASE_SECONDS"])}
