@@ -330,6 +330,27 @@ async def test_arguments_that_are_no_object_come_raw_or_null(arguments, shown):
     assert (await turn(responses={item["request_id"]: False})).status_code == 200
 
 
+async def empty(response: Any, *, invocation: Any) -> Any:
+    response.messages.clear()
+    return response
+
+
+def keep_nothing(update: Any, *, invocation: Any) -> None:
+    return None
+
+
+async def test_hooks_cannot_take_back_what_is_asked(settings):
+    use(settings, RESPONSE_HOOK=f"{__name__}.empty", STREAM_TRANSFORM_HOOK=f"{__name__}.keep_nothing")
+    play("pay")
+    response = await turn(message="go")
+    assert [item["tool"] for item in response.json()["pending"]] == ["pay"]
+    assert response.json()["response"] == ""
+    play("shred")
+    content = await body_of(await post({"message": "go", "session_id": "s2", "stream": True}))
+    assert content.startswith(b"event: request_info\n")
+    assert content.endswith(b'"tool":"shred","arguments":{"name":"will"}}\n\ndata: [DONE]\n\n')
+
+
 # Asking again for an invocation.
 
 
