@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import json
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from agent_framework import AgentResponse, Content, Message, ResponseStream, WorkflowEvent
+from pydantic import BaseModel
 
 from invocations_app.isolation import IsolationKeys
 from invocations_app.runs import workflow as workflow_runs
@@ -40,6 +42,27 @@ async def platform(body: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 # Outputs.
+
+CIRCLE: list[Any] = []
+CIRCLE.append(CIRCLE)
+CIRCLE_OF_KEYS: dict[str, Any] = {}
+CIRCLE_OF_KEYS["self"] = CIRCLE_OF_KEYS
+
+
+class Keyed(BaseModel):
+    counts: dict[int, int]
+
+
+class Circular:
+    """Gives itself when it is asked for its JSON, or raises."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.broken = broken
+
+    def to_dict(self) -> dict[str, Any]:
+        if self.broken:
+            raise RuntimeError("no JSON today")
+        return {"self": self}
 
 
 async def test_the_channel_answers_and_streams_the_texts(settings):
@@ -92,19 +115,32 @@ async def test_outputs_are_json_and_text(settings, output, data, text):
 
 @pytest.mark.parametrize("path", ["/invocations/invoke", "/invocations"])
 @pytest.mark.parametrize(
-    ("output", "name"),
+    ("output", "problem"),
     [
-        (Opaque(), "Opaque"),
-        ({"a": Opaque()}, "Opaque"),
-        (float("nan"), "float"),
-        ({1: 2}, "dict"),
-        (Decimal(1), "Decimal"),
+        (Opaque(), "at $.value[1] is not JSON-serializable: unsupported type Opaque."),
+        ({"a": [Opaque()]}, "at $.value[1].value[0][0] is not JSON-serializable: unsupported type Opaque."),
+        (Order(Opaque()), "at $.value[1].serialized.value[0] is not JSON-serializable: unsupported type Opaque."),
+        (float("nan"), "at $.value[1] is not JSON-serializable: number must be finite."),
+        ({1: 2}, "at $.value[1] is not JSON-serializable: mapping keys must be strings, found int."),
+        (
+            Keyed(counts={1: 2}),
+            "at $.value[1].model.value[0] is not JSON-serializable: mapping keys must be strings, found int.",
+        ),
+        (Decimal(1), "at $.value[1] is not JSON-serializable: unsupported type Decimal."),
+        (Order, "at $.value[1] is not JSON-serializable: unsupported type type."),
+        (CIRCLE, "at $.value[1][0] is not JSON-serializable: circular sequence."),
+        ({"a": CIRCLE_OF_KEYS}, "at $.value[1].value[0].value[0] is not JSON-serializable: circular mapping."),
+        (Circular(), "at $.value[1].serialized.value[0] is not JSON-serializable: circular serialized value."),
+        ("\ud800", "type str is not JSON-serializable."),
+        ({"\ud800": 1}, "type dict is not JSON-serializable."),
+        (functools.reduce(lambda inner, _: [inner], range(101), 1), "type list is not JSON-serializable."),
+        (Circular(broken=True), "type Circular is not JSON-serializable."),
     ],
 )
-async def test_an_output_that_is_no_json_is_named(settings, path, output, name):
+async def test_an_output_that_is_no_json_is_named_with_its_place(settings, path, output, problem):
     use(settings, "build_giving")
     fakes.switches["outputs"] = [output]
-    text = f"Workflow output type {name} is not JSON-serializable."
+    text = f"Workflow output {problem}"
     response = await post({"input": "x"}, path)
     assert (response.status_code, response.json()) == (500, {"error": text})
     (record,) = await records()
@@ -114,7 +150,7 @@ async def test_an_output_that_is_no_json_is_named(settings, path, output, name):
 async def test_an_output_that_is_no_json_ends_a_stream(settings):
     use(settings, "build_giving")
     fakes.switches["outputs"] = ["hel", Opaque()]
-    text = "Workflow output type Opaque is not JSON-serializable."
+    text = "Workflow output at $.value[1] is not JSON-serializable: unsupported type Opaque."
     assert (await platform({"input": "x"}))[1:] == [
         ("error", {"message": text, "code": "invalid_workflow_output", "status": 500})
     ]
