@@ -46,5 +46,5 @@ def problems(request: Request, theirs: Answer, ours: Answer) -> list[str]:
 
 
 def _was_refused_in_parsing(ours: Answer) -> bool:
-    of_options = "-controlled fields: " in ours.body or "runtime options" in ours.body
-    return ours.status == 400 and not of_options
+    later = ("-controlled fields: ", "runtime options", "Workflow replies", "awaiting replies")
+    return ours.status == 400 and not any(words in ours.body for words in later)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,52 @@ _SURROGATE = (400, _error("'message' must not contain lone surrogates"))
 _NOT_BUILT = (500, _error("The agent is not available."))
 _GENERATED_DONE = (200, 'event: done\ndata: {"session_id": "<uuid>"}\n\n')
 
+_AWAITING = (400, _error("This workflow is awaiting replies; do not replace them with new input."))
+_MISMATCH = (400, _error("Workflow replies must answer exactly the complete pending request batch."))
+_NO_JSON = "Workflow output type str is not JSON-serializable."
+_CALL = {
+    "type": "function_call",
+    "call_id": "call-1",
+    "name": "greet",
+    "arguments": '{"name": "Ann"}',
+    "hosted": False,
+    "id": "af-call-<uuid>",
+    "additional_properties": {},
+}
+_UPDATE = {
+    "type": "agent_response_update",
+    "contents": [_CALL],
+    "role": "assistant",
+    "author_name": "parity",
+    "message_id": "m",
+}
+_APPROVAL = {
+    "type": "request_info",
+    "data": {"request_id": "af-call-<uuid>", "type": "approval", "tool": "greet", "arguments": {"name": "Ann"}},
+    "request_id": "af-call-<uuid>",
+    "source_executor_id": "agent",
+}
+
+
+def _response_frame(text: str) -> dict[str, Any]:
+    content = {"type": "text", "text": text, "additional_properties": {}}
+    message = {"type": "message", "role": "assistant", "contents": [content], "author_name": "parity"}
+    response = {"type": "agent_response", "messages": [message | {"additional_properties": {}}]}
+    return _output(response | {"usage_details": {}, "additional_properties": {}})
+
+
+def _output(data: Any, executor_id: str = "agent") -> dict[str, Any]:
+    return {"type": "output", "data": data, "executor_id": executor_id}
+
+
+def _frames(*frames: Mapping[str, Any]) -> tuple[int, str]:
+    return 200, json.dumps({"output": frames}, separators=(",", ":"))
+
+
+def _events(*events: tuple[str, Mapping[str, Any]]) -> tuple[int, str]:
+    return 200, "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in events)
+
+
 DIFFERENCES = [
     Difference(
         "several text contents in one message",
@@ -70,7 +118,7 @@ DIFFERENCES = [
         "answers what an earlier turn left pending, in place of `message`",
         {
             "message and responses": (400, _error("'message' and 'responses' must not be given together")),
-            "responses": (400, _error("Workflow replies must answer exactly the complete pending request batch.")),
+            "responses": _MISMATCH,
         },
     ),
     Difference(
@@ -151,6 +199,72 @@ DIFFERENCES = [
         "as a run that fails, after the headers of a stream",
         "500 with a text of its own, before them",
         {"target that cannot be built": _NOT_BUILT, "target that cannot be built, streamed": _NOT_BUILT},
+    ),
+    Difference(
+        "a turn of a workflow after one that failed",
+        "409, for good: the session is lost",
+        "goes on from the last turn that ended well",
+        {"workflow, turn after a failure": _frames(_output({"said": "hi"}, "speaker"))},
+    ),
+    Difference(
+        "an input that the workflow does not take",
+        "400 with a fixed text",
+        "400, naming what is wrong with it",
+        {
+            "workflow, input of another type": (
+                400,
+                _error("'input' is not what the workflow takes: Input should be a valid string"),
+            )
+        },
+    ),
+    Difference(
+        "`responses` where a workflow never asked anything",
+        "400 with a text about checkpoints",
+        "400 with the text for any other replies that do not fit",
+        {"workflow, replies when nothing was asked": _MISMATCH},
+    ),
+    Difference(
+        "`input` and `responses` for a workflow",
+        "400 in the words of its parser",
+        "400, naming both",
+        {"workflow, input and replies": (400, _error("'input' and 'responses' must not be given together"))},
+    ),
+    Difference(
+        "input or replies that do not go with what is pending, streamed",
+        "an error event, as it is found after the headers",
+        "400: it is found before them",
+        {"workflow, new input refused late": _AWAITING, "workflow, replies refused late": _MISMATCH},
+    ),
+    Difference(
+        "the outputs of agents inside a workflow, plain",
+        "an `agent_response_update` for each update, as the agents are streamed",
+        "one `agent_response` with all that was said, as the agents are not",
+        {
+            "workflow of an agent": _frames(_response_frame("1: hi")),
+            "workflow of an agent, pieces": _frames(_response_frame("hello")),
+        },
+    ),
+    Difference(
+        "an approval that an agent inside a workflow needs",
+        "`data` is the framework's content",
+        "`data` is the object that tells any other approval",
+        {
+            "workflow, approval": _frames(_APPROVAL),
+            "workflow, approval, streamed": _events(
+                ("output", _output(_UPDATE)), ("request_info", _APPROVAL), ("done", {"session_id": "approval1"})
+            ),
+        },
+    ),
+    Difference(
+        "an output of a workflow that holds lone surrogates or nests too deep",
+        "the error names the type of the frame, `dict`",
+        "the error names the type of the output",
+        {
+            "workflow, output with a lone surrogate": (500, _error(_NO_JSON)),
+            "workflow, output with a lone surrogate, streamed": _events(
+                ("error", {"message": _NO_JSON, "code": "invalid_workflow_output", "status": 500})
+            ),
+        },
     ),
     Difference(
         "`x-agent-invocation-id` and `x-agent-session-id` of a body refused in parsing",

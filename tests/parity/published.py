@@ -47,19 +47,29 @@ def guard() -> None:
 
 
 def main() -> None:
-    """Serve the agent of a group until the process is ended."""
+    """Serve the target of a group until the process is ended."""
     for name in OFF:
         os.environ[name] = "true"
     guard()
-    from agent_framework_foundry_hosting import InvocationsHostServer
+    from agent_framework_foundry_hosting import InvocationsHostServer, WorkflowTurn
 
     from tests.parity import target
     from tests.parity.requests import GROUPS
 
     group = GROUPS[sys.argv[2]]
     factory = getattr(target, group.target)
+    port = int(sys.argv[1])
+    if group.is_workflow:
+        # That host leaves the body of a workflow's request to the site.
+        async def parse(request: Any) -> Any:
+            body = await request.json()
+            value = body.get("input", body.get("message"))
+            return WorkflowTurn(input=value, responses=body.get("responses"), stream=body.get("stream", False))
+
+        InvocationsHostServer(workflow=factory, parse_request=parse).run("127.0.0.1", port)
+        return
     agent = factory() if group.is_instance else factory
-    InvocationsHostServer(agent, unsupported_options=group.unsupported_options).run("127.0.0.1", int(sys.argv[1]))
+    InvocationsHostServer(agent, unsupported_options=group.unsupported_options).run("127.0.0.1", port)
 
 
 if __name__ == "__main__":

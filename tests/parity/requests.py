@@ -40,6 +40,21 @@ HOST_CONTROLLED = (
     "user_id",
 )
 
+# Of `tests.parity.target`.
+WORKFLOW_OUTPUTS = (
+    "set",
+    "not a number",
+    "number as key",
+    "dataclass",
+    "dataclass of a set",
+    "model",
+    "model with a number as key",
+    "circle",
+    "message",
+    "response",
+    "type",
+)
+
 
 @dataclass(frozen=True)
 class Group:
@@ -49,12 +64,14 @@ class Group:
         target: Name of a factory in `tests.parity.target`.
         is_instance: Whether the published host is given the agent itself.
         unsupported_options: As the setting, and the published host's argument.
+        is_workflow: Whether the target is a workflow.
         environment: Variables of the servers' processes.
     """
 
     target: str = "build_agent"
     is_instance: bool = True
     unsupported_options: str = "warn"
+    is_workflow: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -64,6 +81,8 @@ GROUPS = {
     "plain, error": Group("build_plain", unsupported_options="error"),
     "plain from a factory, error": Group("build_plain", is_instance=False, unsupported_options="error"),
     "broken": Group("build_broken", is_instance=False),
+    "workflow": Group("build_workflow", is_instance=False, is_workflow=True),
+    "workflow of an agent": Group("build_workflow_of_agent", is_instance=False, is_workflow=True),
     "environment": Group(environment={"FOUNDRY_AGENT_SESSION_ID": "from-environment"}),
 }
 
@@ -197,6 +216,46 @@ _add("options refused", {"message": "a", "options": {"seed": 1}}, group="plain, 
 _add("options refused, streamed", {"message": "a", "options": {"seed": 1}, "stream": True}, group="plain, error")
 _add("no options to refuse", {"message": "a", "options": {}}, group="plain, error")
 
+_add("workflow, input", {"input": "hi"}, "w1", group="workflow")
+_add("workflow, second turn", {"input": "hi"}, "w1", group="workflow")
+_add("workflow, message", {"message": "hi"}, group="workflow")
+_add("workflow, streamed", {"input": "hi", "stream": True}, group="workflow")
+for kind in (False, True):
+    suffix = ", streamed" if kind else ""
+    stream = {"stream": kind}
+    _add(f"workflow, outputs{suffix}", {"input": '/outputs ["\u00fc", 1, null, {"a": []}]'} | stream, group="workflow")
+    _add(f"workflow, no output{suffix}", {"input": "/outputs []"} | stream, group="workflow")
+    _add(f"workflow, failure{suffix}", {"input": "/fail"} | stream, group="workflow")
+    for output in WORKFLOW_OUTPUTS:
+        _add(f"workflow, output: {output}{suffix}", {"input": f"/give {output}"} | stream, group="workflow")
+    session = f"asked{kind:d}"
+    _add(f"workflow, asks{suffix}", {"input": '/ask ["who", "why"]'} | stream, session, group="workflow")
+    _add(f"workflow, new input while asked{suffix}", {"input": "new"}, session, group="workflow")
+    if kind:
+        # Two that differ on purpose: see `tests.parity.differences`.
+        _add("workflow, new input refused late", {"input": "x"} | stream, session, group="workflow")
+        _add("workflow, replies refused late", {"responses": {"x": "y"}} | stream, session, group="workflow")
+    _add(f"workflow, unknown replies{suffix}", {"responses": {"x": "y"}}, session, group="workflow")
+    _add(f"workflow, some replies{suffix}", {"responses": {"ask-who": "me"}}, session, group="workflow")
+    replies = {"responses": {"ask-who": "me", "ask-why": "so"}}
+    _add(f"workflow, replies{suffix}", replies | stream, session, group="workflow")
+    _add(f"workflow, replies again{suffix}", replies, session, group="workflow")
+    _add(f"workflow, turn after the replies{suffix}", {"input": "hi"} | stream, session, group="workflow")
+
+# The first two differ on purpose: see `tests.parity.differences`.
+_add("workflow of an agent", {"input": "hi"}, "wa", group="workflow of an agent")
+_add("workflow of an agent, pieces", {"input": '/pieces ["hel", "lo"]'}, group="workflow of an agent")
+_add("workflow of an agent, streamed", {"input": "hi", "stream": True}, "wa", group="workflow of an agent")
+_add(
+    "workflow of an agent, pieces, streamed",
+    {"input": '/pieces ["hel", "lo"]', "stream": True},
+    group="workflow of an agent",
+)
+_add("workflow of an agent, failure", {"input": '/fail ["hel"]'}, group="workflow of an agent")
+_add(
+    "workflow of an agent, failure, streamed", {"input": '/fail ["hel"]', "stream": True}, group="workflow of an agent"
+)
+
 # Where the two differ on purpose: see `tests.parity.differences`.
 _add("two text contents", {"message": '/contents ["hel", "lo"]'})
 for name in ("base_url", "extra_headers", "extra_query", "model", "timeout"):
@@ -226,6 +285,24 @@ _add(
     {"message": "a", "options": {"seed": 1}, "stream": True},
     group="plain from a factory, error",
 )
+for kind in (False, True):
+    _add(
+        "workflow, approval" + ", streamed" * kind,
+        {"input": "/call Ann", "stream": kind},
+        f"approval{kind:d}",
+        group="workflow of an agent",
+    )
+_add("workflow, failed", {"input": "/fail"}, "w-failed", group="workflow")
+_add("workflow, turn after a failure", {"input": "hi"}, "w-failed", group="workflow")
+_add("workflow, input of another type", {"input": 5}, group="workflow")
+_add("workflow, replies when nothing was asked", {"responses": {"x": 1}}, group="workflow")
+_add("workflow, input and replies", {"input": "a", "responses": {"x": 1}}, group="workflow")
+for kind in (False, True):
+    _add(
+        "workflow, output with a lone surrogate" + ", streamed" * kind,
+        {"input": '/outputs ["\\ud800"]', "stream": kind},
+        group="workflow",
+    )
 _add("target that cannot be built", {"message": "a"}, group="broken")
 _add("target that cannot be built, streamed", {"message": "a", "stream": True}, group="broken")
 

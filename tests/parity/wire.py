@@ -9,7 +9,8 @@ from http.client import HTTPResponse
 from typing import Any
 
 HEADERS = ("allow", "cache-control", "content-type", "location", "x-agent-invocation-id", "x-agent-session-id")
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# The second is what the framework names a call by.
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?<=af-call-)[0-9a-f]{32}")
 _SECONDS = 20
 
 
