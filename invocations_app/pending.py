@@ -171,7 +171,8 @@ def result_of(call: Content, reply: Any) -> Content:
         reply: Its result, a JSON value.
     """
     # Not the bare value: lists would become the text of Python's lists.
-    return Content.from_function_result(call_id=str(call.call_id), result=FunctionTool.parse_result(reply))
+    result = FunctionTool.parse_result(reply)
+    return Content.from_function_result(call_id=str(call.call_id), id=call.id, result=result)
 
 
 def tools_asked_for(pending: Iterable[PendingRequest]) -> set[str]:

@@ -308,6 +308,18 @@ async def test_a_model_that_uses_its_call_ids_again_is_asked_about_again():
     assert fakes.notes == [("pay", "Ada")] * 3
 
 
+async def test_calls_that_share_an_id_each_get_their_own_result():
+    names = ["ring", "pay", "look", "ring"]
+    fakes.script([fakes.call(name, ARGUMENTS[name], call_id="same") for name in names], ["done"])
+    first, approval, second = await pending()
+    replies = {second["request_id"]: "second", approval["request_id"]: True, first["request_id"]: "first"}
+    assert (await turn(responses=replies)).json()["response"] == "done"
+    [results] = [message for message in fakes.calls[1].messages if message.role == "tool"]
+    assert [content.result for content in results.contents] == ["first", "paid Ada", "saw sky", "second"]
+    called = fakes.calls[1].messages[1].contents
+    assert [content.id for content in results.contents] == [content.id for content in called]
+
+
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
