@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
+import django
 import pytest
 from asgiref.sync import SyncToAsync
 from django.db import connections
@@ -66,4 +68,9 @@ def wire(
     wire.close()
     wire.server.end_test()
     assert wire.failures() == []
-    assert "Exception in ASGI application\n" not in [record.getMessage() for record in caplog.get_records("call")]
+    failed = [
+        record for record in caplog.get_records("call") if record.getMessage() == "Exception in ASGI application\n"
+    ]
+    # Django's handler runs in the server's own task since 6.0: there the cut of a reader who hangs in send shows.
+    cut = [record for record in failed if django.VERSION >= (6, 0) and record.exc_info[0] is asyncio.CancelledError]
+    assert [record for record in failed if record not in cut] == []

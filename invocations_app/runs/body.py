@@ -14,6 +14,9 @@ from typing import Protocol
 
 from invocations_app.sse import KEEPALIVE
 
+# A body that nobody has begun to read this long after the view's task ended is not going to be read.
+_UNREAD_SECONDS = 2.0
+
 
 class Source(Protocol):
     """Where the wire events of a response come from."""
@@ -48,6 +51,7 @@ class StreamBody:
         self._handed_at: float | None = self._loop.time()
         self._watch = self._watch_later(stall_seconds)
         self._is_cut = False
+        self._watch_view()
 
     def __aiter__(self) -> StreamBody:
         return self
@@ -92,6 +96,22 @@ class StreamBody:
         # By a weak reference: the timer must not keep alive a response that nobody iterates.
         return self._loop.call_later(seconds, _check_stall_of, weakref.ref(self))
 
+    def _watch_view(self) -> None:
+        """Notice that the request ended before the body was ever asked for: nobody is going to tell.
+
+        The view's task is the request's own, or, behind sync middleware, one that ends just before the body is asked
+        for; so some time has to pass.
+        """
+        view = asyncio.current_task()
+        reference = weakref.ref(self)
+        if view is not None:
+            view.add_done_callback(_unread_later(self._loop, reference))
+
+    def _check_unread(self) -> None:
+        if self._sender is None:
+            self._is_cut = True
+            self.leave()
+
     def _check_stall(self) -> None:
         since = self._handed_at
         idle = 0.0 if since is None else self._loop.time() - since
@@ -117,6 +137,19 @@ def _check_stall_of(reference: weakref.ref[StreamBody]) -> None:
     body = reference()
     if body is not None:
         body._check_stall()
+
+
+def _unread_later(loop: asyncio.AbstractEventLoop, reference: weakref.ref[StreamBody]) -> Callable[[object], None]:
+    def check_later(_: object) -> None:
+        loop.call_later(_UNREAD_SECONDS, _check_unread_of, reference)
+
+    return check_later
+
+
+def _check_unread_of(reference: weakref.ref[StreamBody]) -> None:
+    body = reference()
+    if body is not None:
+        body._check_unread()
 
 
 def _leave_of(reference: weakref.ref[StreamBody]) -> Callable[[object], None]:
