@@ -17,7 +17,7 @@ from django.utils import timezone
 from invocations_app.events import Answer
 from invocations_app.exceptions import RunInterrupted, SessionBusy, TargetFailed
 from invocations_app.models import InvocationRecord, MessageRecord, SessionRecord
-from invocations_app.storage import database, endings, groups, turns
+from invocations_app.storage import database, groups, turns
 from invocations_app.storage.grouping import Group, NotSwift
 from invocations_app.storage.invocations import StoredInvocation
 from invocations_app.storage.turns import Turn
@@ -377,7 +377,7 @@ async def test_turn_recorded_at_its_end_that_fails_leaves_one_record(commits: Co
     for moment in ("after", None):
         commits.break_next = moment
         with contextlib.suppress(OperationalError):
-            await endings.fail(turn, TargetFailed(), ending(turn))
+            await groups.fail(turn, TargetFailed(), ending(turn))
     (record,) = await all_rows(InvocationRecord.objects.all)
     assert turn.unrecorded is not None
     assert (record.status, record.error_code, record.error_status) == ("failed", "invocation_failed", 500)

@@ -21,7 +21,7 @@ from invocations_app.exceptions import SessionBusy
 from invocations_app.isolation import Scope
 from invocations_app.models import InvocationRecord, MessageRecord, PendingRecord, SessionRecord
 from invocations_app.pending import PendingRequest
-from invocations_app.storage import endings, reset, reset_session, turns
+from invocations_app.storage import endings, groups, reset, reset_session, turns
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.event_log import Batch
 from invocations_app.storage.snapshots import Change, History
@@ -112,8 +112,10 @@ async def test_a_session_with_a_running_turn_refuses(settings):
 async def test_a_session_with_a_waiting_turn_refuses(settings):
     settings.INVOCATIONS = scripted()
     fakes.script([fakes.gate(), "done"])
-    tasks = [asyncio.ensure_future(ask(f"i{number}", {"message": "a", "session_id": "s1"})) for number in range(2)]
-    await until_status("i1", "queued")
+    tasks = []
+    for name, wanted in (("i0", "running"), ("i1", "queued")):
+        tasks.append(asyncio.ensure_future(ask(name, {"message": "a", "session_id": "s1"})))
+        await until_status(name, wanted)
     # Between two turns: the one before has ended, and the next one has not claimed it yet.
     await on_database(lambda: SessionRecord.objects.update(claimed_by=None, claim_expires_at=None))
     await on_database(lambda: InvocationRecord.objects.filter(invocation_id="i0").update(status="failed"))
@@ -154,7 +156,7 @@ async def test_a_turn_that_comes_back_to_an_archived_session_writes_nothing(sett
     [before] = await sessions()
     change = SessionChange(Change("{}", (), {}, True, History()))
     with pytest.raises(Exception, match="this invocation was interrupted"):
-        await endings.commit(turn, change, Answer("late"), Ending(None, Batch(turn.record_pk, 1, ()), 0))
+        await groups.commit(turn, change, Answer("late"), Ending(None, Batch(turn.record_pk, 1, ()), 0))
     [after] = await sessions()
     assert (after.state, after.version, after.key) == (before.state, before.version, None)
 

@@ -23,7 +23,7 @@ from invocations_app.isolation import RequestKeys
 from invocations_app.runs import parcel, tasks_api
 from invocations_app.runs.host import get_host
 from invocations_app.runs.run import Run, RunRequest
-from invocations_app.storage import database, endings, handover, invocations
+from invocations_app.storage import database, groups, handover, invocations
 from invocations_app.storage.endings import Ending
 from invocations_app.storage.event_log import Batch
 from invocations_app.storage.handover import Taken
@@ -131,7 +131,7 @@ async def carry_out(record_pk: int) -> None:
     except InvocationError as error:
         logger.exception("Invocation %s cannot be run by this worker.", taken.correlation_id)
         held = Handed(record_pk, taken.session_pk, get_host().owner)
-        await endings.fail(held, error, Ending(None, Batch(record_pk, 1, ()), 0))
+        await groups.fail(held, error, Ending(None, Batch(record_pk, 1, ()), 0))
         await delivery.deliver(record_pk)
         return
     await _finish(

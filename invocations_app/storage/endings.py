@@ -1,7 +1,7 @@
 """The end of a turn: everything of it in one transaction, if it is still this process's.
 
-`commit` writes session, messages, answer, the last events and the record, and
-releases the claim; `fail` ends a turn that has no answer. Both are conditional
+`commit_now` writes session, messages, answer, the last events and the record, and
+releases the claim; `fail_now` ends a turn that has no answer. Both are conditional
 on the claim number and on the record being this process's, running, and its
 lease not expired: a turn that lost its claim changes nothing any more.
 """
@@ -64,10 +64,10 @@ class SessionChange:
     checkpoints: tuple[EncodedCheckpoint, ...] = ()
 
 
-async def commit(turn: Turn, change: SessionChange | None, answer: Answer, ending: Ending) -> None:
+def commit_now(turn: Turn, change: SessionChange | None, answer: Answer, ending: Ending) -> None:
     """Write session, messages, answer, events and record, and release the claim.
 
-    May be called again when it is not known whether it was written.
+    In a transaction of its own, on a database thread. May be called again when it is not known whether it was written.
 
     Args:
         turn: The turn.
@@ -80,32 +80,6 @@ async def commit(turn: Turn, change: SessionChange | None, answer: Answer, endin
         RunCancelled: If the record says that it was cancelled.
         RunInterrupted: If the claim was lost.
         DatabaseError: If the database is not reachable.
-    """
-    await database.run(commit_now, turn, change, answer, ending)
-
-
-async def fail(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending) -> None:
-    """End a turn that has no answer, and release its claim; the session stays as it was.
-
-    Args:
-        held: The turn; or what waits, which may have claimed its session meanwhile, or been taken by a worker.
-        error: Why it has none.
-        ending: What else is written.
-
-    Raises:
-        DatabaseError: If the database is not reachable.
-    """
-    await database.run(fail_now, held, error, ending)
-
-
-def commit_now(turn: Turn, change: SessionChange | None, answer: Answer, ending: Ending) -> None:
-    """Commit a turn in a transaction of its own, on a database thread; see `commit`.
-
-    Args:
-        turn: The turn.
-        change: What it leaves of its session; None without a session.
-        answer: What the caller is answered.
-        ending: What else is written.
     """
     using = database.alias()
     now = timezone.now()
@@ -216,12 +190,17 @@ def _why_lost(using: str, record_pk: int) -> InvocationError:
 
 
 def fail_now(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending) -> None:
-    """End a turn that has no answer, on a database thread; see `fail`.
+    """End a turn that has no answer, and release its claim; the session stays as it was.
+
+    In a transaction of its own, on a database thread.
 
     Args:
-        held: The turn; or what waits, or was handed on.
+        held: The turn; or what waits, which may have claimed its session meanwhile, or been taken by a worker.
         error: Why it has none.
         ending: What else is written.
+
+    Raises:
+        DatabaseError: If the database is not reachable.
     """
     using = database.alias()
     if isinstance(held, Turn) and held.unrecorded is not None:

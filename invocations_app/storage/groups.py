@@ -16,7 +16,7 @@ Failure: TypeAlias = tuple[Turn | Waiting | Handed, InvocationError, Ending]
 
 
 async def begin(request: TurnRequest) -> Begun:
-    """Begin a turn; see `turns.begin`, which knows every case.
+    """Begin a turn; see `turns.begin_now`, which knows every case.
 
     Args:
         request: What begins the turn.
@@ -25,7 +25,7 @@ async def begin(request: TurnRequest) -> Begun:
 
 
 async def commit(turn: Turn, change: SessionChange | None, answer: Answer, ending: Ending) -> None:
-    """Commit a turn; see `endings.commit`, which knows every case.
+    """Commit a turn; see `endings.commit_now`, which knows every case.
 
     Args:
         turn: The turn.
@@ -37,7 +37,7 @@ async def commit(turn: Turn, change: SessionChange | None, answer: Answer, endin
 
 
 async def fail(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending) -> None:
-    """End a turn that has no answer; see `endings.fail`.
+    """End a turn that has no answer; see `endings.fail_now`.
 
     Args:
         held: The turn; or what waits, or was handed on.

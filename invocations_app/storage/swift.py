@@ -89,7 +89,7 @@ WHERE id = %s AND owner = %s AND status = 'running' AND lease_expires_at >= {{no
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What is committed; see `endings.commit`.
+    """What is committed; see `endings.commit_now`.
 
     Attributes:
         turn: The turn.

@@ -170,25 +170,6 @@ def may_be_recorded_at_its_end(request: TurnRequest, *, id_given: bool) -> bool:
     return request.session_id is None and not known and invocation.responses is None
 
 
-async def begin(request: TurnRequest) -> Begun:
-    """Record an invocation and claim its session, or queue it where the session is busy.
-
-    Args:
-        request: What begins the turn.
-
-    Returns:
-        The turn; or what waits for its session or a worker; or the invocation that was begun with this id before.
-
-    Raises:
-        SessionBusy: If the session is busy and waiting is not wanted.
-        ResponsesMismatch: If the replies do not answer exactly what is pending.
-        AwaitingResponses: If new input came while something is pending.
-        StoredStateUnreadable: If the session's row is not its own.
-        DatabaseError: If the database is not reachable.
-    """
-    return await database.run(begin_now, request)
-
-
 def resume(request: TurnRequest, record_pk: int, session_pk: int | None) -> Turn | Waiting:
     """Return a turn that another process has begun, and this one took over; see ``handover``.
 
@@ -234,10 +215,22 @@ async def give_up(waiting: Waiting) -> bool:
 
 
 def begin_now(request: TurnRequest) -> Begun:
-    """Begin a turn in a transaction of its own, on a database thread; see `begin`.
+    """Record an invocation and claim its session, or queue it where the session is busy.
+
+    In a transaction of its own, on a database thread.
 
     Args:
         request: What begins the turn.
+
+    Returns:
+        The turn; or what waits for its session or a worker; or the invocation that was begun with this id before.
+
+    Raises:
+        SessionBusy: If the session is busy and waiting is not wanted.
+        ResponsesMismatch: If the replies do not answer exactly what is pending.
+        AwaitingResponses: If new input came while something is pending.
+        StoredStateUnreadable: If the session's row is not its own.
+        DatabaseError: If the database is not reachable.
     """
     using = database.alias()
     try:
