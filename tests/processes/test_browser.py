@@ -5,28 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.chromium import find_browser
 from tests.processes.asking import Asking, eventually, new
 from tests.processes.cluster import Cluster, Worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
-
-
-def find_browser() -> str:
-    """Return the path of a Chromium; without one, CI fails and others skip."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        path = shutil.which(name)
-        if path is not None:
-            return path
-    if os.environ.get("CI", "").lower() == "true":
-        pytest.fail("there is no Chromium: apt-get install chromium")
-    pytest.skip("there is no Chromium")
 
 
 class CuttingProxy:
