@@ -79,6 +79,24 @@ def check_callbacks(**kwargs: Any) -> list[CheckMessage]:
 
 
 @register(TAG)
+def check_redactor(**kwargs: Any) -> list[CheckMessage]:
+    """Report a redactor that the admin cannot call (E004, E008, E016)."""
+    path = conf.get_host().redactor
+    if path is None:
+        return []
+    where = f"{conf.HOST_SETTING}['REDACTOR']"
+    found, messages = _import(where, path)
+    if messages:
+        return messages
+    hint = "Name a plain function that takes a text and returns a text."
+    if not callable(found):
+        return [Error(f"{where}: {path!r} is not callable.", hint=hint, id="invocations.E008")]
+    if _is_async(found) or _is_async(getattr(found, "__call__", None)):  # noqa: B004
+        return [Error(f"{where}: {path!r} is async.", hint=hint, id="invocations.E016")]
+    return []
+
+
+@register(TAG)
 def check_database(**kwargs: Any) -> list[CheckMessage]:
     """Report a database that the app uses and that is set up badly for it (W001, W003, W004)."""
     from invocations_app.models import SessionRecord

@@ -311,6 +311,8 @@ class HostSettings:
             and with it the promise that its id runs at most once; None: kept.
         background_tasks_backend: Alias in ``TASKS`` of the backend whose workers
             run background invocations; None: the web process does.
+        redactor: Dotted path of ``(text) -> text``, sync: what the admin shows or
+            exports of contents goes through it; None: shown as it is.
     """
 
     require_targets: bool = _setting(_boolean, True)
@@ -324,6 +326,7 @@ class HostSettings:
     session_ttl_seconds: float | None = _setting(_number("seconds", minimum=1, optional=True), None)
     invocation_ttl_seconds: float | None = _setting(_number("seconds", minimum=1, optional=True), 2592000)
     background_tasks_backend: str | None = _setting(_optional_alias, None)
+    redactor: str | None = _setting(_optional_dotted, None)
 
 
 def _keys(kind: type[EndpointSettings] | type[HostSettings]) -> dict[str, Any]:

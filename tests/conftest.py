@@ -8,9 +8,14 @@ from collections.abc import Iterator
 import django
 import pytest
 from asgiref.sync import SyncToAsync
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission, User
+from django.contrib.contenttypes.models import ContentType
 from django.db import connections
+from django.test import Client
 
 from invocations_app import conf
+from invocations_app.models import InvocationRecord, SessionRecord
 from invocations_app.storage import database
 from tests import fakes
 from tests.server import SiteServer, Wire
@@ -74,3 +79,27 @@ def wire(
     # Django's handler runs in the server's own task since 6.0: there the cut of a reader who hangs in send shows.
     cut = [record for record in failed if django.VERSION >= (6, 0) and record.exc_info[0] is asyncio.CancelledError]
     assert [record for record in failed if record not in cut] == []
+
+
+@pytest.fixture
+def alice(db: None) -> User:
+    return get_user_model().objects.create_user("alice")
+
+
+@pytest.fixture
+def staff(db: None, client: Client) -> Client:
+    """A client of somebody who may see and read everything in the admin, and delete nothing."""
+    # They are cached, so that without this the first test would have more queries than the others.
+    ContentType.objects.get_for_models(SessionRecord, InvocationRecord)
+    user = get_user_model().objects.create_user("staff", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__startswith="view_"))
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def outsider(staff: Client) -> Client:
+    """The same, of somebody who may not read contents."""
+    user = get_user_model().objects.get(username="staff")
+    user.user_permissions.remove(Permission.objects.get(codename="view_transcript"))
+    return staff

@@ -2,34 +2,41 @@
 
 import base64
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
-from agent_framework import Content, Message
+from agent_framework import Content
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.urls import reverse
 from django.utils.formats import date_format
 from django.utils.timezone import localtime
 
-from invocations_app.admin import base, sessions
+from invocations_app.admin import base, sessions, transcript
 from invocations_app.admin.display import MAX_TEXT_CHARACTERS, excerpt, pretty_json, seconds
-from invocations_app.admin.transcript import MAX_CONTENTS, MAX_IMAGE_BYTES, read_message
+from invocations_app.admin.redaction import Redactor
+from invocations_app.admin.transcript import MAX_CONTENTS, MAX_IMAGE_BYTES
 from invocations_app.models import InvocationRecord, MessageRecord, SessionRecord
-
-NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(16)
-SCRIPT = "<script>alert(1)</script>"
-ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;"
-SESSIONS = reverse("admin:invocations_app_sessionrecord_changelist")
-INVOCATIONS = reverse("admin:invocations_app_invocationrecord_changelist")
+from tests.admin_records import (
+    ESCAPED,
+    INVOCATIONS,
+    NOW,
+    PNG,
+    SCRIPT,
+    SESSIONS,
+    make_invocation,
+    make_session,
+    page_of,
+    payload,
+    text_of,
+)
 
 call = Content.from_function_call(call_id="c1", name="get_weather", arguments='{"city":"Rome"}')
 approval = Content.from_function_approval_request(id="af-call-1", function_call=call)
 
 
-def payload(*contents, role="user", **kwargs):
-    return json.dumps(Message(role=role, contents=list(contents), **kwargs).to_dict())
+def read_message(payload, calls):
+    return transcript.read_message(payload, calls, Redactor())
 
 
 def read(*contents, calls=None):
@@ -39,50 +46,6 @@ def read(*contents, calls=None):
 def one(*contents, **kwargs):
     [part] = read(*contents, **kwargs)
     return part
-
-
-def make_session(session_id="s1", messages=(), *, source_id="in_memory", **kwargs):
-    count = SessionRecord.objects.count()
-    values = {"endpoint": "default", "user_key": "platform:contoso", "created_at": NOW, "updated_at": NOW}
-    values |= {"session_id": session_id, "key": f"key-{count}", "opaque_id": f"opaque-{count}"}
-    session = SessionRecord.objects.create(**values | {"message_count": len(messages)} | kwargs)
-    MessageRecord.objects.bulk_create(
-        MessageRecord(
-            session=session, source_id=source_id, position=place, role="user", payload=message, created_at=NOW
-        )
-        for place, message in enumerate(messages)
-    )
-    return session
-
-
-def make_invocation(**kwargs):
-    count = InvocationRecord.objects.count()
-    values = {"endpoint": "default", "dialect": "channel", "status": "succeeded", "created_at": NOW}
-    values |= {"key": f"key-{count}", "invocation_id": f"call-{count}", "correlation_id": f"correlation-{count}"}
-    return InvocationRecord.objects.create(**values | kwargs)
-
-
-def page_of(record):
-    return reverse(f"admin:invocations_app_{record._meta.model_name}_change", args=[record.pk])
-
-
-def text_of(response):
-    assert response.status_code == 200
-    return response.content.decode()
-
-
-@pytest.fixture
-def alice(db):
-    return get_user_model().objects.create_user("alice")
-
-
-@pytest.fixture
-def staff(db, client):
-    """A client of somebody who may see everything and delete nothing."""
-    user = get_user_model().objects.create_user("staff", is_staff=True)
-    user.user_permissions.set(Permission.objects.filter(codename__startswith="view_"))
-    client.force_login(user)
-    return client
 
 
 class TestDisplay:
@@ -398,8 +361,8 @@ class TestSessionPage:
         session = make_session(messages=[payload(call)] * 120, user=alice)
         for _ in range(20):
             make_invocation(session_record=session, user=alice, answer="x")
-        # Session, user, two of permissions; the row; count, messages, payloads; invocations.
-        with django_assert_num_queries(9) as queries:
+        # Session, user, two of permissions; the row; count, messages, payloads; who reads; invocations.
+        with django_assert_num_queries(10) as queries:
             staff.get(page_of(session))
         assert not any('"answer"' in query["sql"] for query in queries.captured_queries)
 
@@ -534,15 +497,18 @@ class TestInvocationPage:
 
     def test_contents_are_escaped_and_bounded(self, staff):
         record = make_invocation(
-            session_id=SCRIPT, answer=SCRIPT, usage=SCRIPT, metadata=json.dumps({SCRIPT: "y" * MAX_TEXT_CHARACTERS})
-        )
+            session_id=SCRIPT, answer=SCRIPT, metadata=json.dumps({SCRIPT: "y" * MAX_TEXT_CHARACTERS}),
+            usage=json.dumps({SCRIPT: 3, "note": SCRIPT, "total_token_count": 5}),
+        )  # fmt: skip
         text = text_of(staff.get(page_of(record)))
-        assert text.count(ESCAPED) == 4
+        assert text.count(ESCAPED) == 3
         assert "<script>alert" not in text
         assert "… (37 more characters)" in text
+        assert "{\n  &quot;total_token_count&quot;: 5\n}</pre>" in text
 
     def test_number_of_queries(self, staff, alice, django_assert_num_queries):
         record = make_invocation(user=alice, session_record=make_session(state="x"), session_id="s1")
-        with django_assert_num_queries(5) as queries:
+        # Session, user, two of permissions; the row; who reads.
+        with django_assert_num_queries(6) as queries:
             staff.get(page_of(record))
         assert not any('"state"' in query["sql"] for query in queries.captured_queries)

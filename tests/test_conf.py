@@ -134,6 +134,7 @@ def test_every_key_of_the_process_is_read():
         "STARTUP": ("a.b", "c.d"),
         "SHUTDOWN": ("e.f",),
         "SHUTDOWN_GRACE_SECONDS": 0,
+        "REDACTOR": "g.h",
     }
     with override_settings(INVOCATIONS_HOST=host):
         assert conf.get_problems() == ()

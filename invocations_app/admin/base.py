@@ -14,6 +14,7 @@ from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 
 from invocations_app import conf
+from invocations_app.admin import contents
 from invocations_app.models import Scoped
 
 MAX_LISTED = 10_000
@@ -69,9 +70,13 @@ class ReadOnlyAdmin(_ModelAdmin):
 
     Attributes:
         deferred_in_list: Columns that the list leaves in the database.
+        content_columns: Columns that hold contents: no query string may ask for them.
+        content_fields: Fields of the page that only those who may read contents see.
     """
 
     deferred_in_list: tuple[str, ...] = ()
+    content_columns: tuple[str, ...] = ()
+    content_fields: tuple[str, ...] = ()
     change_list_template = "admin/invocations_app/change_list.html"
     list_per_page = 50
     list_select_related = ("user",)
@@ -95,6 +100,19 @@ class ReadOnlyAdmin(_ModelAdmin):
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         """Show the list, and say so where it ends before the table does."""
         return super().changelist_view(request, {**(extra_context or {}), "max_listed": MAX_LISTED})
+
+    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
+        """Refuse to look for what is in contents: that a row is found would tell."""
+        if lookup.split("__", 1)[0] in self.content_columns:
+            return False
+        return super().lookup_allowed(lookup, value, request)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Model | None = None) -> Any:
+        """Return the fields of the page, those with contents for those who may read them."""
+        fieldsets = super().get_fieldsets(request, obj)
+        if contents.may_read(request):
+            return fieldsets
+        return contents.without_contents(fieldsets, self.content_fields)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Nobody adds: records come from invocations."""

@@ -17,6 +17,7 @@ from django.utils.translation import ngettext
 EMPTY = "-"
 MAX_TEXT_CHARACTERS = 20_000
 
+_NAME = re.compile(r"[\w./:-]{1,64}", re.ASCII)
 # A response is encoded as UTF-8, which has no lone surrogates; NUL has no place in HTML.
 _UNFIT = re.compile("[\x00\ud800-\udfff]")
 
@@ -77,6 +78,21 @@ def preformatted(text: str) -> str:
         return EMPTY
     shown = excerpt(pretty_json(text))
     return format_html('<pre class="invocations-text" dir="auto">{}{}</pre>', shown.text, shown.more)
+
+
+def figures(usage: str) -> dict[str, int]:
+    """Return the numbers of a stored token usage by name, and nothing that could be text.
+
+    Args:
+        usage: JSON text, ``InvocationRecord.usage``.
+    """
+    try:
+        value = json.loads(usage)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(value, dict):
+        return {}
+    return {name: count for name, count in value.items() if type(count) is int and _NAME.fullmatch(name)}
 
 
 def seconds(start: datetime, end: datetime | None) -> str:

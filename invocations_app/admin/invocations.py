@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -9,15 +10,16 @@ from asgiref.sync import async_to_sync
 from django.contrib import admin, messages
 from django.contrib.auth import get_permission_codename
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
 from invocations_app import delivery
+from invocations_app.admin import contents
 from invocations_app.admin.base import EndpointFilter, ReadOnlyAdmin
-from invocations_app.admin.display import EMPTY, preformatted, seconds
+from invocations_app.admin.display import EMPTY, figures, preformatted, seconds
 from invocations_app.models import InvocationRecord, SessionRecord
 
 # They are pushed at the same time, while the page waits.
@@ -64,6 +66,9 @@ class InvocationAdmin(ReadOnlyAdmin):
 
     actions = ("send_again",)
     deferred_in_list = ("answer", "delivery_report", "metadata", "usage")
+    # Of a short message the fingerprint of its body lets one try guesses.
+    content_columns = ("answer", "fingerprint", "input", "metadata")
+    content_fields = ("shown_answer", "shown_metadata", "fingerprint")
     list_display = (
         "created",
         "status",
@@ -93,6 +98,14 @@ class InvocationAdmin(ReadOnlyAdmin):
             {"fields": ("correlation_id", "invocation_id", "dialect", ("stream", "background"), "fingerprint", "key")},
         ),
     )
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        """Show one invocation, and note who reads what was said in it."""
+        if contents.may_read(request):
+            contents.log_read(request, [context["original"]], "Read the contents.")
+        return super().render_change_form(request, context, *args, **kwargs)
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         """Nobody deletes: while its record is kept, an invocation id runs at most once."""
@@ -160,14 +173,14 @@ class InvocationAdmin(ReadOnlyAdmin):
     @admin.display(description=_("answer"))
     def shown_answer(self, invocation: InvocationRecord) -> str:
         """Return the stored answer."""
-        return preformatted(invocation.answer)
+        return contents.block(invocation.answer)
 
     @admin.display(description=_("metadata"))
     def shown_metadata(self, invocation: InvocationRecord) -> str:
         """Return what the caller sent along."""
-        return preformatted(invocation.metadata)
+        return contents.block(invocation.metadata)
 
     @admin.display(description=_("token usage"))
     def shown_usage(self, invocation: InvocationRecord) -> str:
-        """Return the token usage as the agent reported it."""
-        return preformatted(invocation.usage)
+        """Return the numbers of the token usage as the agent reported it."""
+        return preformatted(json.dumps(figures(invocation.usage))) if invocation.usage else EMPTY

@@ -18,8 +18,10 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
+from invocations_app.admin import contents
 from invocations_app.admin.base import EndpointFilter, ReadOnlyAdmin, username_lookup
-from invocations_app.admin.display import Excerpt, preformatted, seconds
+from invocations_app.admin.display import Excerpt, seconds
+from invocations_app.admin.redaction import Redactor
 from invocations_app.admin.transcript import Part, Reading, read_message
 from invocations_app.exceptions import SessionBusy
 from invocations_app.models import InvocationRecord, MessageRecord, SessionRecord
@@ -90,15 +92,16 @@ def load_transcript(session: SessionRecord, number: str | None) -> tuple[Page[An
             room -= record.size
     payloads = dict(MessageRecord.objects.filter(pk__in=wanted).values_list("pk", "payload"))
     calls: dict[str, str] = {}
-    return page, [_entry(record, payloads.get(record.pk), calls) for record in records]
+    redactor = Redactor()
+    return page, [_entry(record, payloads.get(record.pk), calls, redactor) for record in records]
 
 
-def _entry(record: Any, payload: str | None, calls: dict[str, str]) -> Entry:
+def _entry(record: Any, payload: str | None, calls: dict[str, str], redactor: Redactor) -> Entry:
     if payload is None:
         note = _("%(size)s, too large for this page") % {"size": filesizeformat(record.size)}
         reading = Reading((Part("note", Excerpt(note)),))
     else:
-        reading = read_message(payload, calls)
+        reading = read_message(payload, calls, redactor)
     return Entry(
         role=record.role,
         style=record.role if record.role in _ROLES else "other",
@@ -116,6 +119,8 @@ class SessionAdmin(ReadOnlyAdmin):
 
     actions = ("reset",)
     deferred_in_list = ("state",)
+    content_columns = ("state",)
+    content_fields = ("shown_state",)
     list_display = ("shown_id", "endpoint", "who", "message_count", "updated_at", "archived_at")
     list_filter = (EndpointFilter, ArchivedFilter, "updated_at")
     ordering = ("-updated_at", "-id")
@@ -142,12 +147,16 @@ class SessionAdmin(ReadOnlyAdmin):
     ) -> HttpResponse:
         """Show one session with its transcript and its latest invocations."""
         session = context["original"]
-        page, entries = load_transcript(session, request.GET.get("page"))
-        context |= {
-            "page": page,
-            "entries": entries,
-            "several_sources": len({entry.source_id for entry in entries}) > 1,
-        }
+        context["withheld"] = contents.WITHHELD
+        context["may_read"] = contents.may_read(request)
+        if context["may_read"]:
+            page, entries = load_transcript(session, request.GET.get("page"))
+            contents.log_read(request, [session], f"Read the transcript, page {page.number}.")
+            context |= {
+                "page": page,
+                "entries": entries,
+                "several_sources": len({entry.source_id for entry in entries}) > 1,
+            }
         context["shows_invocations"] = self._may_view_invocations(request)
         if context["shows_invocations"]:
             found = list(
@@ -215,4 +224,4 @@ class SessionAdmin(ReadOnlyAdmin):
     @admin.display(description=_("state"))
     def shown_state(self, session: SessionRecord) -> str:
         """Return the beginning of the stored state, readable or not."""
-        return preformatted(session.state)
+        return contents.block(session.state)

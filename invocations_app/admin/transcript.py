@@ -1,12 +1,10 @@
 """Stored messages as what a page shows: JSON text in, bounded display values out.
 
-The JSON is what ``Message.to_dict`` of agent-framework-core gives. It is read as
-plain JSON here, not through the framework: an unreadable message has to show as such.
+The JSON is what ``Message.to_dict`` of agent-framework-core gives.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +14,8 @@ from django.template.defaultfilters import filesizeformat
 from django.utils.translation import gettext as _
 
 from invocations_app.admin.display import Excerpt, excerpt, pretty, pretty_json
+from invocations_app.admin.redaction import Redactor
+from invocations_app.admin.stored import load_message
 
 MAX_CONTENTS = 50
 MAX_IMAGE_BYTES = 1024 * 1024
@@ -58,20 +58,19 @@ class Reading:
     author: str = ""
 
 
-def read_message(payload: str, calls: dict[str, str]) -> Reading:
+def read_message(payload: str, calls: dict[str, str], redactor: Redactor) -> Reading:
     """Read one stored message; one that cannot be read becomes a part that says so.
 
     Args:
         payload: The message as JSON text.
         calls: Tool names by call id. Calls met here are added, so that results in
             later messages can be told by name.
+        redactor: What its texts go through.
     """
-    try:
-        message = json.loads(payload)
-        if not isinstance(message, dict) or not isinstance(message.get("contents"), list):
-            raise ValueError("no message")
-    except (ValueError, RecursionError):
-        return Reading((Part("problem", excerpt(payload), label=_("This message cannot be read")),))
+    message = load_message(payload, redactor)
+    if message is None:
+        shown = excerpt(redactor.json(payload))
+        return Reading((Part("problem", shown, label=_("This message cannot be read")),))
     contents = [content for content in message["contents"] if content is not None]
     parts = [part for content in contents[:MAX_CONTENTS] for part in _read_content(content, calls)]
     if len(contents) > MAX_CONTENTS:
