@@ -57,6 +57,7 @@ def test_all_checks_are_registered_under_one_tag():
         "check_endpoints",
         "check_callbacks",
         "check_database",
+        "check_redactor",
         "check_tasks_backend",
         "check_exposed_errors",
     }
@@ -70,8 +71,8 @@ def test_e002_wrong_settings_are_errors_with_the_words_of_conf():
             Error(
                 "INVOCATIONS_HOST has an unknown key 'X'.",
                 hint="Known keys: BACKGROUND_TASKS_BACKEND, EVENT_FLUSH_MILLISECONDS, EVENT_TTL_SECONDS, "
-                "INVOCATION_TTL_SECONDS, LEASE_SECONDS, MAX_CONCURRENT_RUNS, REQUIRE_TARGETS, SESSION_TTL_SECONDS, "
-                "SHUTDOWN, SHUTDOWN_GRACE_SECONDS, STARTUP.",
+                "INVOCATION_TTL_SECONDS, LEASE_SECONDS, MAX_CONCURRENT_RUNS, REDACTOR, REQUIRE_TARGETS, "
+                "SESSION_TTL_SECONDS, SHUTDOWN, SHUTDOWN_GRACE_SECONDS, STARTUP.",
                 id="invocations.E002",
             )
         ]
