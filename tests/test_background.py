@@ -23,7 +23,7 @@ from invocations_app.isolation import IsolationKeys, RequestKeys, Scope
 from invocations_app.models import EventRecord, InvocationRecord, PendingRecord, SessionRecord
 from invocations_app.runs import background, parcel
 from invocations_app.runs.host import live_runs
-from invocations_app.storage import database, handover
+from invocations_app.storage import database, figures, handover
 from tests import fakes, tasks_fakes, workflow_fakes
 from tests.client import endpoint, post, records, rows
 
@@ -219,6 +219,17 @@ async def test_without_a_session_it_runs_as_well():
     await background.carry_out((await the_record()).pk)
     assert (await status())["response"] == "ping"
     assert await rows(SessionRecord.objects.all) == []
+
+
+@pytest.mark.parametrize("session", [{}, {"session_id": "s1"}])
+async def test_its_duration_counts_from_when_it_was_asked_for(session):
+    await ask(**session)
+    await change(created_at=timezone.now() - timedelta(hours=1))
+    await background.carry_out((await the_record()).pk)
+    record = await the_record()
+    found = (record.finished_minute, record.duration_bucket, record.first_byte_bucket)
+    assert found == figures.of(record.created_at, record.first_byte_at, record.finished_at)
+    assert 3600 <= record.duration_seconds < 3700
 
 
 async def test_a_streamed_one_is_logged_event_by_event():
@@ -461,7 +472,7 @@ def test_a_worker_leaves_its_targets_at_its_end():
 
 
 def taken(text: str) -> handover.Taken:
-    return handover.Taken(1, Scope("default"), None, "i1", "channel", "f", "c", None, text)
+    return handover.Taken(1, Scope("default"), None, "i1", "channel", "f", "c", None, text, timezone.now())
 
 
 def test_a_parcel_comes_back_as_it_was():

@@ -353,7 +353,7 @@ async def test_transaction_that_the_database_ended_is_done_again_one_by_one(
 
 def unrecorded() -> Turn:
     job = request(None)
-    return Turn(0, job.owner, None, unrecorded=job)
+    return Turn(0, job.owner, None, job.begun_at, unrecorded=job)
 
 
 async def test_turns_recorded_at_their_end_share_a_transaction(commits: Commits, alone: list[Any]) -> None:

@@ -21,7 +21,7 @@ from invocations_app.events import Answer
 from invocations_app.exceptions import TargetFailed
 from invocations_app.isolation import Scope
 from invocations_app.models import EventRecord, InvocationRecord, MessageRecord, SessionRecord
-from invocations_app.storage import endings, records, swift, turns
+from invocations_app.storage import endings, figures, records, swift, turns
 from invocations_app.storage.checkpoints import EncodedCheckpoint
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.event_log import Batch
@@ -71,7 +71,7 @@ Committing = Callable[[Turn, SessionChange | None, Answer, Ending], None]
 
 
 def play(turn: OneTurn, asked: turns.TurnRequest, begin: Begin, commit: Committing) -> Turn:
-    begun: Turn = Turn(0, asked.owner, None, unrecorded=asked) if turn.is_unrecorded else begin(asked)
+    begun: Turn = Turn(0, asked.owner, None, asked.begun_at, unrecorded=asked) if turn.is_unrecorded else begin(asked)
     left = change_of(begun, *turn.texts) if begun.session is not None else None
     frames = Batch(begun.record_pk, 1, turn.frames)
     commit(begun, left, turn.answer, Ending(turn.first_byte_at, frames, len(turn.frames)))
@@ -83,7 +83,7 @@ def asked_for(turn: OneTurn) -> turns.TurnRequest:
 
 
 def comparable(found: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Return rows with primary keys as their rank, and the times of writing as whether there are any."""
+    """Return rows with primary keys as their rank, the times of writing as whether there are any, figures as right."""
     ranks = {name: {row["id"]: rank for rank, row in enumerate(table)} for name, table in found.items()}
     pointers = {
         "session_record_id": "SessionRecord",
@@ -101,6 +101,10 @@ def comparable(found: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict
             return "a time"
         return given
 
+    for record in found["InvocationRecord"]:
+        if record["finished_at"] is not None:
+            due = figures.of(record["created_at"], record["first_byte_at"], record["finished_at"])._asdict()
+            record |= {column: "as its times" for column in due if record[column] == due[column]}
     return {
         name: [{column: value(name, column, given) for column, given in row.items()} for row in table]
         for name, table in found.items()

@@ -130,7 +130,7 @@ async def carry_out(record_pk: int) -> None:
         endpoint, invocation, keys = _read(taken)
     except InvocationError as error:
         logger.exception("Invocation %s cannot be run by this worker.", taken.correlation_id)
-        held = Handed(record_pk, taken.session_pk, get_host().owner)
+        held = Handed(record_pk, taken.session_pk, taken.begun_at, get_host().owner)
         await groups.fail(held, error, Ending(None, Batch(record_pk, 1, ()), 0))
         await delivery.deliver(record_pk)
         return

@@ -325,7 +325,8 @@ class Run:
         return conf.get_host().background_tasks_backend if self.invocation.background else None
 
     def _turn_request(self, work: Work | None) -> turns.TurnRequest:
-        is_handed = self._request.taken is None and self._tasks_backend is not None
+        taken = self._request.taken
+        is_handed = taken is None and self._tasks_backend is not None
         return turns.TurnRequest(
             invocation=self.invocation,
             scope=self._request.scope,
@@ -338,12 +339,13 @@ class Run:
             check_reply=None if work is None else work.check_reply,
             with_checkpoint=work is not None and work.with_checkpoint,
             handed_input=parcel.pack(self.invocation, self._request.keys) if is_handed else "",
+            begun_at=timezone.now() if taken is None else taken.begun_at,
         )
 
     async def _begin(self, work: Work) -> turns.Begun:
         request = self._turn_request(work)
         if turns.may_be_recorded_at_its_end(request, id_given=self._request.parsed.id_given):
-            self._held = Turn(0, request.owner, None, unrecorded=request)
+            self._held = Turn(0, request.owner, None, request.begun_at, unrecorded=request)
             return self._held
         try:
             # It cannot be called back: a claim that is made just as the run is cancelled has to be released.

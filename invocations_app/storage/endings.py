@@ -22,7 +22,7 @@ from invocations_app.events import Answer
 from invocations_app.exceptions import InvocationError, RunCancelled, RunInterrupted, SessionConflict
 from invocations_app.models import InvocationRecord, SessionRecord
 from invocations_app.pending import PendingRequest
-from invocations_app.storage import checkpoints, clock, database, event_log, notify, pending, records
+from invocations_app.storage import checkpoints, clock, database, event_log, figures, notify, pending, records
 from invocations_app.storage.checkpoints import EncodedCheckpoint
 from invocations_app.storage.event_log import Batch
 from invocations_app.storage.invocations import LIVE
@@ -84,7 +84,7 @@ def commit_now(turn: Turn, change: SessionChange | None, answer: Answer, ending:
     using = database.alias()
     now = timezone.now()
     if turn.unrecorded is not None:
-        _record_whole(using, turn.unrecorded, Status.SUCCEEDED, _succeeded(answer, ending, now))
+        _record_whole(using, turn.unrecorded, Status.SUCCEEDED, _succeeded(turn, answer, ending, now))
         return
     try:
         with transaction.atomic(using=using):
@@ -99,23 +99,21 @@ def commit_now(turn: Turn, change: SessionChange | None, answer: Answer, ending:
             raise error
 
 
-def _succeeded(answer: Answer, ending: Ending, now: datetime) -> dict[str, Any]:
+def _succeeded(turn: Turn, answer: Answer, ending: Ending, now: datetime) -> dict[str, Any]:
     usage = answer.usage
     return {
         "answer": encode_answer(answer),
         "usage": json.dumps(dict(usage)) if usage else "",
         "total_tokens": (usage or {}).get("total_token_count"),
-        "finished_at": now,
-        **_ending_columns(ending),
+        **_ending_columns(turn, ending, now),
     }
 
 
-def _failed(error: InvocationError, ending: Ending) -> dict[str, Any]:
+def _failed(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending) -> dict[str, Any]:
     return {
         "error_code": error.code,
         "error_status": error.status,
-        "finished_at": timezone.now(),
-        **_ending_columns(ending),
+        **_ending_columns(held, ending, timezone.now()),
     }
 
 
@@ -125,7 +123,7 @@ def _commit_record(using: str, turn: Turn, answer: Answer, ending: Ending, now: 
         InvocationRecord.objects.using(using)
         .filter(pk=turn.record_pk, owner=turn.owner, status=Status.RUNNING)
         .exclude(clock.is_past("lease_expires_at"))
-        .update(status=status, **_succeeded(answer, ending, now))
+        .update(status=status, **_succeeded(turn, answer, ending, now))
     )
     if not ended:
         raise _why_lost(using, turn.record_pk)
@@ -146,8 +144,14 @@ def _record_whole(
             raise
 
 
-def _ending_columns(ending: Ending) -> Mapping[str, Any]:
-    return {"first_byte_at": ending.first_byte_at, "event_count": ending.event_count, "input": ""}
+def _ending_columns(held: Turn | Waiting | Handed, ending: Ending, now: datetime) -> Mapping[str, Any]:
+    return {
+        "first_byte_at": ending.first_byte_at,
+        "event_count": ending.event_count,
+        "input": "",
+        "finished_at": now,
+        **figures.of(held.begun_at, ending.first_byte_at, now)._asdict(),
+    }
 
 
 def _commit_session(using: str, turn: Turn, session: ClaimedSession, left: SessionChange, now: datetime) -> None:
@@ -205,7 +209,7 @@ def fail_now(held: Turn | Waiting | Handed, error: InvocationError, ending: Endi
     using = database.alias()
     if isinstance(held, Turn) and held.unrecorded is not None:
         status = _STATUS_OF.get(error.code, Status.FAILED)
-        _record_whole(using, held.unrecorded, status, _failed(error, ending))
+        _record_whole(using, held.unrecorded, status, _failed(held, error, ending))
         return
     session_pk = held.session_pk
     with transaction.atomic(using=using):
@@ -216,7 +220,7 @@ def fail_now(held: Turn | Waiting | Handed, error: InvocationError, ending: Endi
         ended = (
             InvocationRecord.objects.using(using)
             .filter(pk=held.record_pk, owner=held.owner, status__in=LIVE)
-            .update(status=_STATUS_OF.get(error.code, Status.FAILED), **_failed(error, ending))
+            .update(status=_STATUS_OF.get(error.code, Status.FAILED), **_failed(held, error, ending))
         )
         if ended:
             event_log.write_batch(using, ending.events)

@@ -9,6 +9,7 @@ its place in the order of its session, until exactly one worker takes it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from django.db import transaction
@@ -32,6 +33,7 @@ _COLUMNS = (
     "session_id",
     "session_record_id",
     "input",
+    "created_at",
 )
 
 
@@ -49,6 +51,7 @@ class Taken:
         correlation_id: The record's random id.
         session_pk: Primary key of its session's row; None without a session, 0 for one that is gone.
         input: What the process that began it left for the worker.
+        begun_at: When it was begun.
     """
 
     record_pk: int
@@ -60,6 +63,7 @@ class Taken:
     correlation_id: str
     session_pk: int | None
     input: str
+    begun_at: datetime
 
 
 async def confirm(handed: Handed) -> None:
@@ -145,4 +149,5 @@ def _take(record_pk: int, owner: str, lease_seconds: float) -> Taken | None:
         correlation_id=row["correlation_id"],
         session_pk=(row["session_record_id"] or 0) if has_session else None,
         input=row["input"],
+        begun_at=row["created_at"],
     )

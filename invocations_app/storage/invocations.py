@@ -26,7 +26,7 @@ from invocations_app.exceptions import (
 )
 from invocations_app.isolation import Scope
 from invocations_app.models import EventRecord, InvocationRecord, SessionRecord
-from invocations_app.storage import clock, database, pending, records
+from invocations_app.storage import clock, database, figures, pending, records
 
 Status = InvocationRecord.Status
 
@@ -221,7 +221,7 @@ def interrupt(using: str, pk: int) -> bool:
     if connections[using].features.has_select_for_update:
         # Its process may be logging its last events just now: they count, or are refused.
         list(InvocationRecord.objects.using(using).select_for_update().filter(pk=pk).values_list("pk"))
-    error = RunInterrupted()
+    error, now = RunInterrupted(), timezone.now()
     logged = EventRecord.objects.using(using).filter(invocation_id=pk).aggregate(last=Max("last"))["last"]
     written = (
         InvocationRecord.objects.using(using)
@@ -232,7 +232,9 @@ def interrupt(using: str, pk: int) -> bool:
             error_status=error.status,
             input="",
             event_count=logged or 0,
-            finished_at=timezone.now(),
+            finished_at=now,
+            # How long it ran nobody knows: it may be met long after.
+            finished_minute=figures.minute(now),
         )
     )
     if written and session_pk is not None:
@@ -245,14 +247,16 @@ def interrupt(using: str, pk: int) -> bool:
 def _request_cancel(scope: Scope, invocation_id: str) -> StoredInvocation | None:
     using = database.alias()
     key = scope.key(invocation_id)
-    error = RunCancelled()
+    error, now = RunCancelled(), timezone.now()
     rows = InvocationRecord.objects.using(using).filter(key=key)
     rows.filter(status=Status.QUEUED).update(
         status=Status.CANCELLED,
         error_code=error.code,
         error_status=error.status,
         input="",
-        finished_at=timezone.now(),
+        finished_at=now,
+        # It never ran, so it has no duration.
+        finished_minute=figures.minute(now),
     )
     rows.filter(status=Status.RUNNING).update(cancel_requested=True)
     _drop_pending(using, key)

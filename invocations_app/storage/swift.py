@@ -15,8 +15,9 @@ from django.utils import timezone
 
 from invocations_app.events import Answer
 from invocations_app.models import EventRecord, InvocationRecord, MessageRecord, SessionRecord
-from invocations_app.storage import notify, plain_sql, records
+from invocations_app.storage import figures, notify, plain_sql, records
 from invocations_app.storage.endings import Ending, SessionChange
+from invocations_app.storage.figures import Figures
 from invocations_app.storage.grouping import NotSwift
 from invocations_app.storage.plain_sql import Insert, statement
 from invocations_app.storage.snapshots import MessageRow
@@ -54,7 +55,7 @@ _BEGUN = [
 _NEW_RECORD = Insert(InvocationRecord, _BEGUN, from_now="lease_expires_at")
 _WHOLE_RECORD = Insert(
     InvocationRecord,
-    [*_BEGUN, "answer", "usage", "total_tokens", "first_byte_at", "event_count", "finished_at"],
+    [*_BEGUN, "answer", "usage", "total_tokens", "first_byte_at", "event_count", "finished_at", *Figures._fields],
     from_now="lease_expires_at",
 )
 _NEW_MESSAGE = Insert(
@@ -82,7 +83,8 @@ WHERE id = %s AND version = %s AND claimed_by = %s AND claim_number = %s
 """  # noqa: S608
 _END = f"""
 UPDATE "{_INVOCATIONS}" SET status = 'succeeded', answer = %s, usage = %s, total_tokens = %s, first_byte_at = %s,
-       event_count = %s, input = '', finished_at = %s
+       event_count = %s, input = '', finished_at = %s,
+       finished_minute = %s, duration_bucket = %s, first_byte_bucket = %s
 WHERE id = %s AND owner = %s AND status = 'running' AND lease_expires_at >= {{now}}
 """  # noqa: S608
 
@@ -125,13 +127,13 @@ def begin(connection: Any, cursor: Any, request: TurnRequest) -> Turn:
     session = None if request.session_id is None else _find_or_make(connection, cursor, request, now)
     record_pk = _record(connection, cursor, request, session)
     if session is None:
-        return Turn(record_pk, request.owner, None)
+        return Turn(record_pk, request.owner, None, request.begun_at)
     vendor = connection.vendor
     lease = plain_sql.seconds(vendor, request.lease_seconds)
     cursor.execute(statement(vendor, _CLAIM), [record_pk, lease, session.pk])
     if cursor.rowcount != 1:
         raise NotSwift
-    return Turn(record_pk, request.owner, session)
+    return Turn(record_pk, request.owner, session, request.begun_at)
 
 
 def _find_or_make(connection: Any, cursor: Any, request: TurnRequest, now: Any) -> ClaimedSession:
@@ -221,7 +223,8 @@ def commit(connection: Any, cursor: Any, job: Commit) -> None:
     if answer.pending:
         raise NotSwift
     vendor = connection.vendor
-    now = plain_sql.moment(connection, timezone.now())
+    finished_at = timezone.now()
+    now = plain_sql.moment(connection, finished_at)
     usage = answer.usage
     values = [
         job.answer_text,
@@ -230,6 +233,7 @@ def commit(connection: Any, cursor: Any, job: Commit) -> None:
         plain_sql.moment(connection, ending.first_byte_at),
         ending.event_count,
         now,
+        *figures.of(turn.begun_at, ending.first_byte_at, finished_at),
     ]
     if turn.unrecorded is not None:
         begun = _begun(connection, turn.unrecorded, None, "succeeded")

@@ -109,12 +109,14 @@ class Turn:
         record_pk: Primary key of the invocation's record.
         owner: Id of the process that runs it.
         session: The claimed session, or None.
+        begun_at: When it was begun.
         unrecorded: What began it, where it is recorded once, at its end.
     """
 
     record_pk: int
     owner: str
     session: ClaimedSession | None
+    begun_at: datetime
     unrecorded: TurnRequest | None = None
 
     @property
@@ -139,6 +141,11 @@ class Waiting:
     session_pk: int
     request: TurnRequest
 
+    @property
+    def begun_at(self) -> datetime:
+        """When it was begun."""
+        return self.request.begun_at
+
 
 @dataclass(frozen=True, slots=True)
 class Handed:
@@ -147,11 +154,13 @@ class Handed:
     Attributes:
         record_pk: Primary key of the invocation's record, which is queued.
         session_pk: Primary key of the session's row, or None.
+        begun_at: When it was begun.
         owner: Nobody's, as yet.
     """
 
     record_pk: int
     session_pk: int | None
+    begun_at: datetime
     owner: str = ""
 
 
@@ -179,7 +188,7 @@ def resume(request: TurnRequest, record_pk: int, session_pk: int | None) -> Turn
         session_pk: Primary key of the session's row, for which it waits; None without a session.
     """
     if session_pk is None:
-        return Turn(record_pk, request.owner, None)
+        return Turn(record_pk, request.owner, None, request.begun_at)
     return Waiting(record_pk, request.owner, session_pk, request)
 
 
@@ -251,16 +260,17 @@ def _begin_once(using: str, request: TurnRequest) -> Begun:
     if request.session_id is None:
         pending.check(using, [], request.invocation.responses, request.check_reply)
         if request.handed_input:
-            return Handed(insert(using, request, None, Status.QUEUED).pk, None)
-        return Turn(insert(using, request, None, Status.RUNNING).pk, request.owner, None)
+            return Handed(insert(using, request, None, Status.QUEUED).pk, None, request.begun_at)
+        return Turn(insert(using, request, None, Status.RUNNING).pk, request.owner, None, request.begun_at)
     session = records.ensure_session_record(using, scope, request.session_id, user_pk=request.user_pk, now=now)
     is_free = _is_free(using, session) and not _older_waits(using, session.pk)
     opened = _open_requests(using, session, request) if is_free else []
     if request.handed_input and (is_free or request.on_busy == "wait"):
-        return Handed(insert(using, request, session, Status.QUEUED).pk, session.pk)
+        return Handed(insert(using, request, session, Status.QUEUED).pk, session.pk, request.begun_at)
     if is_free:
         record = insert(using, request, session, Status.RUNNING)
-        return Turn(record.pk, request.owner, _claim(using, session, record.pk, request, opened))
+        claimed = _claim(using, session, record.pk, request, opened)
+        return Turn(record.pk, request.owner, claimed, request.begun_at)
     if request.on_busy == "reject":
         raise SessionBusy
     record = insert(using, request, session, Status.QUEUED)
@@ -357,7 +367,7 @@ def _claim_waiting(waiting: Waiting) -> Turn | None:
             claim_number=claimed.claim_number,
             lease_expires_at=clock.from_now(waiting.request.lease_seconds),
         )
-        return Turn(waiting.record_pk, waiting.owner, claimed)
+        return Turn(waiting.record_pk, waiting.owner, claimed, waiting.begun_at)
 
 
 def _open_requests(using: str, session: SessionRecord, request: TurnRequest) -> list[PendingRecord]:
