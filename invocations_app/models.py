@@ -48,7 +48,7 @@ class SessionRecord(Scoped):
     claimed_by = models.PositiveBigIntegerField(_("claimed by invocation"), null=True, blank=True)
     claim_expires_at = models.DateTimeField(_("claim expires"), null=True, blank=True)
     created_at = models.DateTimeField(_("created"))
-    updated_at = models.DateTimeField(_("last activity"), db_index=True)
+    updated_at = models.DateTimeField(_("last activity"))
     archived_at = models.DateTimeField(_("archived"), null=True, blank=True)
 
     class Meta:
@@ -57,6 +57,8 @@ class SessionRecord(Scoped):
         # Lists and figures are one thing, what people said is another.
         permissions = [("view_transcript", _("Can read what was said in sessions"))]
         indexes = [
+            # The list's order, and which were active: with their endpoints, so that counting them reads no rows.
+            models.Index(fields=["updated_at", "id", "endpoint"], name="invocations_active"),
             # Few rows wait for a person at a time, among many that do not.
             models.Index(
                 fields=["updated_at", "id"], condition=models.Q(pending_count__gt=0), name="invocations_pending"
@@ -190,6 +192,10 @@ class InvocationRecord(Scoped):
                 ],
                 condition=models.Q(finished_minute__isnull=False),
                 name="invocations_overview",
+            ),
+            # Few run or wait at a time, among many that have ended.
+            models.Index(
+                fields=["endpoint", "status"], condition=models.Q(finished_at__isnull=True), name="invocations_live"
             ),
             # The order in which the turns of a session wait, and its invocations in the admin.
             models.Index(fields=["session_record", "id"], name="invocations_of_session"),
