@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import json
 import os
@@ -12,8 +11,7 @@ import re
 import signal
 import socket
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from invocations_app.management.invoking.terminal import plain
 from invocations_app.models import InvocationRecord
 from tests import approval_fakes, fakes
 from tests.client import endpoint
+from tests.cutting import cutting
 from tests.frames import read_events
 from tests.server import Wire, wait_until
 from tests.workflow_fakes import Order
@@ -623,53 +622,15 @@ def test_without_httpx_the_extra_is_named(settings, monkeypatch):
     assert refused("a", "--url", "http://127.0.0.1:1") == (text, 1)
 
 
-@contextlib.contextmanager
-def cutting(port: int, after: bytes, on_cut: Callable[[], Any]) -> Iterator[int]:
-    """A proxy that cuts its first connection after an answer's bytes, and leaves all others alone."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def serve() -> None:
-            is_first = True
-            while True:
-                try:
-                    client, _ = listening.accept()
-                except OSError:
-                    return
-                threading.Thread(target=pass_on, args=(client, is_first), daemon=True).start()
-                is_first = False
-
-        def pass_on(client: socket.socket, is_cut: bool) -> None:
-            with client, socket.create_connection(("127.0.0.1", port)) as server:
-                threading.Thread(target=copy, args=(client, server), daemon=True).start()
-                seen = b""
-                while block := server.recv(4096):
-                    seen += block
-                    client.sendall(block)
-                    if is_cut and after in seen:
-                        # Closing alone would wait for the other thread, which reads.
-                        client.shutdown(socket.SHUT_RDWR)
-                        on_cut()
-                        return
-
-        def copy(client: socket.socket, server: socket.socket) -> None:
-            with contextlib.suppress(OSError):
-                while block := client.recv(4096):
-                    server.sendall(block)
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield listening.getsockname()[1]
-        # Wakes the accept.
-        listening.shutdown(socket.SHUT_RDWR)
-
-
 @over_http
 @pytest.mark.parametrize("extra", [[], ["--json"]])
 def test_stream_that_breaks_is_picked_up_where_it_was(settings, wire: Wire, extra):
     settings.INVOCATIONS = endpoint(TARGET=SCRIPTED)
     fakes.script(["hel", "lo ", fakes.gate(), "you"])
     out = Pieces()
-    with cutting(wire.server.port, b"data: lo ", fakes.gate().open) as port:
-        invoke("a", "--stream", "--url", f"http://127.0.0.1:{port}", *extra, out=out)
+    with cutting(wire.server.port, b"data: lo ", fakes.gate().open) as cut:
+        invoke("a", "--stream", "--url", f"http://127.0.0.1:{cut.port}", *extra, out=out)
+    assert cut.happened.is_set()
     if extra:
         events = [json.loads(line)["data"] for line in out.getvalue().splitlines()]
         assert events == ["hel", "lo ", "you", "[DONE]"]
