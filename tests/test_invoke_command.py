@@ -10,6 +10,7 @@ import pty
 import re
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -564,6 +565,16 @@ def test_interrupt_cancels_the_run():
     assert status == 130
     assert shown == "^C\nCancelled. Invocation i-1.\n"
     assert only_record().status == "cancelled"
+
+
+@in_order
+def test_reader_of_a_pipe_may_leave():
+    settings = json.dumps(database_settings(TARGET="tests.fakes.build_slow"))
+    command = f"set -o pipefail; {sys.executable} -W ignore manage.py invoke a --stream | head -c 4"
+    environment = os.environ | {"DJANGO_SETTINGS_MODULE": "tests.command_settings", "TEST_SETTINGS": settings}
+    done = subprocess.run(["bash", "-c", command], cwd=REPO, env=environment, capture_output=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == (b"0 1 ", b"", 0)
+    assert only_record().status == "succeeded"
 
 
 # A running site.

@@ -116,6 +116,10 @@ class Output:
         if not text:
             return
         self._spinner.stop()
-        self._stream.write(plain(text) if self._stream.isatty() else text, ending="")
-        self._stream.flush()
         self._is_line_open = not text.endswith("\n")
+        try:
+            self._stream.write(plain(text) if self._stream.isatty() else text, ending="")
+            self._stream.flush()
+        except BrokenPipeError:
+            # Who read has left, which is no stop: the run goes on, and nobody is told.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
