@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from agent_framework import Message
 from django.urls import reverse
 
-from invocations_app.models import InvocationRecord, MessageRecord, SessionRecord
+from invocations_app.models import InvocationRecord, MessageRecord, PendingRecord, SessionRecord
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(16)
@@ -48,3 +48,21 @@ def page_of(record):
 def text_of(response):
     assert response.status_code == 200
     return response.content.decode()
+
+
+def say(session, turn, role, *contents, **kwargs):
+    """Add a message to a session."""
+    place = MessageRecord.objects.filter(session=session).count()
+    return MessageRecord.objects.create(
+        session=session, source_id="in_memory", position=place, role=role, invocation=turn, created_at=NOW,
+        payload=payload(*contents, role=role, **kwargs),
+    )  # fmt: skip
+
+
+def ask(session, turn, kind="approval", request_id="af-call-1", data=None, **kwargs):
+    """Leave a request pending."""
+    asked = {"request_id": request_id, "type": kind, "tool": "get_weather", "arguments": {"city": "Rome"}}
+    return PendingRecord.objects.create(
+        session_record=session, invocation=turn, position=0, request_id=request_id, kind=kind,
+        data=json.dumps(asked if data is None else data), payload="{}", created_at=NOW, **kwargs,
+    )  # fmt: skip

@@ -16,6 +16,7 @@ from django.utils.translation import ngettext
 
 EMPTY = "-"
 MAX_TEXT_CHARACTERS = 20_000
+HINT_CHARACTERS = 80
 
 _NAME = re.compile(r"[\w./:-]{1,64}", re.ASCII)
 # A response is encoded as UTF-8, which has no lone surrogates; NUL has no place in HTML.
@@ -42,6 +43,15 @@ class Excerpt:
         return ngettext("… (%d more character)", "… (%d more characters)", self.left_out) % self.left_out
 
 
+def fit(text: str) -> str:
+    """Return a text with U+FFFD for what a page or a file cannot carry.
+
+    Args:
+        text: Any text, lone surrogates included.
+    """
+    return _UNFIT.sub("\ufffd", text)
+
+
 def excerpt(text: str, limit: int = MAX_TEXT_CHARACTERS) -> Excerpt:
     """Return the beginning of a text, with U+FFFD for what a page cannot carry.
 
@@ -49,7 +59,17 @@ def excerpt(text: str, limit: int = MAX_TEXT_CHARACTERS) -> Excerpt:
         text: Any text, lone surrogates included.
         limit: Most characters to show.
     """
-    return Excerpt(_UNFIT.sub("\ufffd", text[:limit]), max(0, len(text) - limit))
+    return Excerpt(fit(text[:limit]), max(0, len(text) - limit))
+
+
+def one_line(text: str) -> str:
+    """Return the beginning of a text on one line, as a hint of what is folded.
+
+    Args:
+        text: Any text.
+    """
+    line = " ".join(excerpt(text, 4 * HINT_CHARACTERS).text.split())
+    return line[:HINT_CHARACTERS] + "…" if len(line) > HINT_CHARACTERS else line
 
 
 def pretty(value: Any) -> str:

@@ -1,133 +1,55 @@
-"""Sessions in the admin: the list, the transcript of one, and deletion."""
+"""Sessions in the admin: the list, the transcript of one, its files, resets and deletion."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from django.contrib import admin, messages
-from django.core.paginator import Page, Paginator
+from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.db.models.functions import Length
-from django.http import HttpRequest, HttpResponse
-from django.template.defaultfilters import filesizeformat
+from django.http import Http404, HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.urls import URLPattern, path
+from django.utils.html import format_html
+from django.utils.http import urlencode
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from invocations_app.admin import contents
+from invocations_app.admin import contents, exports
 from invocations_app.admin.base import EndpointFilter, ReadOnlyAdmin, username_lookup
-from invocations_app.admin.display import Excerpt, seconds
+from invocations_app.admin.conversation import read_page
+from invocations_app.admin.display import EMPTY, seconds
+from invocations_app.admin.filters import AgeFilter, ArchivedFilter, PendingFilter, UserFilter, UserKeyFilter
 from invocations_app.admin.redaction import Redactor
-from invocations_app.admin.transcript import Part, Reading, read_message
 from invocations_app.exceptions import SessionBusy
 from invocations_app.models import InvocationRecord, MessageRecord, SessionRecord
 from invocations_app.storage.reset import reset_row
 
-MESSAGES_PER_PAGE = 50
-MAX_PAGE_CHARACTERS = 8 * 1024 * 1024
 MAX_INVOCATIONS = 10
+MAX_EXPORTED = 1000
 MAX_NAMED_IN_DELETION = 100
 
 _NUMBER = re.compile("[1-9][0-9]{0,8}")
-_ROLES = frozenset({"user", "assistant", "tool", "system"})
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One message of the transcript, as its template wants it."""
-
-    role: str
-    style: str
-    source_id: str
-    position: int
-    created_at: datetime
-    invocation_id: int | None
-    reading: Reading
-
-
-class ArchivedFilter(admin.SimpleListFilter):
-    """Sessions in use, or those that a reset has put away."""
-
-    title = _("archived")
-    parameter_name = "archived"
-
-    def lookups(self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]) -> list[tuple[str, Any]]:
-        """Offer both."""
-        return [("no", _("No")), ("yes", _("Yes"))]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Keep the rows that were chosen."""
-        match self.value():
-            case "no":
-                return queryset.filter(archived_at=None)
-            case "yes":
-                return queryset.exclude(archived_at=None)
-        return queryset
-
-
-def load_transcript(session: SessionRecord, number: str | None) -> tuple[Page[Any], list[Entry]]:
-    """Read one page of a session's messages, and no more of them than a page can show.
-
-    Args:
-        session: The session.
-        number: Number of the page; None or nonsense is the last one, where a reader
-            finds what was said last.
-
-    Returns:
-        The page, and its messages in order. Three queries.
-    """
-    rows = session.messages.order_by("source_id", "position").defer("payload").annotate(size=Length("payload"))
-    pages = Paginator(rows, MESSAGES_PER_PAGE)
-    page = pages.get_page(number if number and _NUMBER.fullmatch(number) else pages.num_pages)
-    records: list[Any] = list(page.object_list)  # with their size, which the model does not have
-    room = MAX_PAGE_CHARACTERS
-    wanted = []
-    for record in records:
-        if record.size <= room:
-            wanted.append(record.pk)
-            room -= record.size
-    payloads = dict(MessageRecord.objects.filter(pk__in=wanted).values_list("pk", "payload"))
-    calls: dict[str, str] = {}
-    redactor = Redactor()
-    return page, [_entry(record, payloads.get(record.pk), calls, redactor) for record in records]
-
-
-def _entry(record: Any, payload: str | None, calls: dict[str, str], redactor: Redactor) -> Entry:
-    if payload is None:
-        note = _("%(size)s, too large for this page") % {"size": filesizeformat(record.size)}
-        reading = Reading((Part("note", Excerpt(note)),))
-    else:
-        reading = read_message(payload, calls, redactor)
-    return Entry(
-        role=record.role,
-        style=record.role if record.role in _ROLES else "other",
-        source_id=record.source_id,
-        position=record.position,
-        created_at=record.created_at,
-        invocation_id=record.invocation_id,
-        reading=reading,
-    )
 
 
 @admin.register(SessionRecord)
 class SessionAdmin(ReadOnlyAdmin):
-    """Sessions: to read, to reset, and to delete together with their messages."""
+    """Sessions: to read, to take along as files, to reset, and to delete together with their messages."""
 
-    actions = ("reset",)
+    actions = ("export_as_json", "export_as_markdown", "reset")
     deferred_in_list = ("state",)
     content_columns = ("state",)
     content_fields = ("shown_state",)
-    list_display = ("shown_id", "endpoint", "who", "message_count", "updated_at", "archived_at")
-    list_filter = (EndpointFilter, ArchivedFilter, "updated_at")
+    list_display = ("shown_id", "endpoint", "caller", "message_count", "pending", "updated_at", "archived_at")
+    list_filter = (UserFilter, UserKeyFilter, PendingFilter, EndpointFilter, AgeFilter, ArchivedFilter)
     ordering = ("-updated_at", "-id")
     sortable_by = ("updated_at",)
     search_help_text = _("Part of a session id, user key or user name")
     fieldsets = (
-        (None, {"fields": ("session_id", ("endpoint", "user"), ("message_count", "updated_at"))}),
+        (None, {"fields": ("session_id", ("endpoint", "user"), ("message_count", "pending_count"), "updated_at")}),
         (_("Scope"), {"classes": ("collapse",), "fields": ("user_key", "chat_key", "opaque_id", "key")}),
         (
             _("Storage"),
@@ -137,6 +59,17 @@ class SessionAdmin(ReadOnlyAdmin):
             },
         ),
     )
+
+    def get_urls(self) -> list[URLPattern]:
+        """Return the admin's own pages, and the files of one session."""
+        return [
+            path(
+                "<path:object_id>/export.<str:extension>",
+                self.admin_site.admin_view(self.export_view),
+                name="invocations_app_sessionrecord_export",
+            ),
+            *super().get_urls(),
+        ]
 
     def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
         """Return the columns that a search looks in."""
@@ -150,13 +83,10 @@ class SessionAdmin(ReadOnlyAdmin):
         context["withheld"] = contents.WITHHELD
         context["may_read"] = contents.may_read(request)
         if context["may_read"]:
-            page, entries = load_transcript(session, request.GET.get("page"))
-            contents.log_read(request, [session], f"Read the transcript, page {page.number}.")
-            context |= {
-                "page": page,
-                "entries": entries,
-                "several_sources": len({entry.source_id for entry in entries}) > 1,
-            }
+            number = request.GET.get("page", "")
+            talk = read_page(session, int(number) if _NUMBER.fullmatch(number) else None, Redactor())
+            contents.log_read(request, [session], f"Read the transcript, page {talk.page.number}.")
+            context |= {"talk": talk, "page": talk.page, "formats": exports.FORMATS}
         context["shows_invocations"] = self._may_view_invocations(request)
         if context["shows_invocations"]:
             found = list(
@@ -168,6 +98,51 @@ class SessionAdmin(ReadOnlyAdmin):
             ]
             context |= {"invocations": shown, "more_invocations": len(found) > MAX_INVOCATIONS}
         return super().render_change_form(request, context, *args, **kwargs)
+
+    def export_view(self, request: HttpRequest, object_id: str, extension: str) -> HttpResponseBase:
+        """Send one session as a file.
+
+        Args:
+            request: The request.
+            object_id: The session's primary key.
+            extension: The file's.
+
+        Raises:
+            Http404: If there is no such session, or no such form.
+            PermissionDenied: If the user may not see sessions, or not read contents.
+        """
+        if not self.has_view_permission(request) or not self.has_export_permission(request):
+            raise PermissionDenied
+        session = self.get_object(request, object_id)
+        if session is None or extension not in exports.FORMATS:
+            raise Http404
+        return self._export(request, [session], extension)
+
+    def has_export_permission(self, request: HttpRequest) -> bool:
+        """Who may read what was said may take it along."""
+        return contents.may_read(request)
+
+    @admin.action(description=_("Export selected sessions as JSON"), permissions=["export"])
+    def export_as_json(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponseBase | None:
+        """Send sessions as one JSON document."""
+        return self._export_chosen(request, queryset, "json")
+
+    @admin.action(description=_("Export selected sessions as Markdown"), permissions=["export"])
+    def export_as_markdown(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponseBase | None:
+        """Send sessions as one Markdown document."""
+        return self._export_chosen(request, queryset, "md")
+
+    def _export_chosen(self, request: HttpRequest, queryset: QuerySet[Any], extension: str) -> HttpResponseBase | None:
+        chosen = list(queryset.defer("state")[: MAX_EXPORTED + 1])
+        if len(chosen) > MAX_EXPORTED:
+            text = _("Choose at most %(count)d sessions to export.") % {"count": MAX_EXPORTED}
+            self.message_user(request, text, messages.ERROR)
+            return None
+        return self._export(request, chosen, extension)
+
+    def _export(self, request: HttpRequest, sessions: list[Any], extension: str) -> HttpResponseBase:
+        contents.log_read(request, sessions, f"Exported as {exports.FORMATS[extension].name}.")
+        return exports.download(request, sessions, extension, with_ids=self._may_view_invocations(request))
 
     # It takes a session away from its caller as a deletion does, and is the lesser of the two.
     @admin.action(description=_("Reset selected sessions: their ids start afresh"), permissions=["delete"])
@@ -220,6 +195,19 @@ class SessionAdmin(ReadOnlyAdmin):
     def shown_id(self, session: SessionRecord) -> str:
         """Return the session id, short enough for a list."""
         return Truncator(session.session_id).chars(40)
+
+    @admin.display(description=_("user"))
+    def caller(self, session: SessionRecord) -> str:
+        """Return who it belongs to, as a link to all sessions of the same."""
+        query = {"user": str(session.user_id)} if session.user else {"user_key": session.user_key}
+        if not any(query.values()):
+            return EMPTY
+        return format_html('<a href="?{}">{}</a>', urlencode(query), Truncator(self.who(session)).chars(60))
+
+    @admin.display(description=_("pending"))
+    def pending(self, session: SessionRecord) -> int | str:
+        """Return how many answers it waits for."""
+        return session.pending_count or EMPTY
 
     @admin.display(description=_("state"))
     def shown_state(self, session: SessionRecord) -> str:
