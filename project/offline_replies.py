@@ -28,14 +28,41 @@ _ASKS_SUM = re.compile(
 )
 _ASKS_ROOM = re.compile(r"(?i)\bbook (?:the )?room (\w[\w-]*) (?:for|on) (\w(?:[^.!?]*\w)?)")
 
+_ASKS_COUNT = re.compile(r"(?i)\bcount (?:slowly )?to (\d{1,3})\b")
+_ASKS_MARKDOWN = re.compile(r"(?i)\bshow (?:me )?(?:some )?markdown\b")
+_ASKS_ECHO = re.compile(r"(?is)^\s*say:\s*(.+)")
+
 # What core gives a model as the result of a call that a person refused; nothing else tells it apart.
 _REFUSED = "rejected by user"
 
 HINT = (
     "I am a stand-in for a model and work without a network: "
     "tell me your name, or ask me for the time, for a sum such as 6 * 7, to count the words in a text, "
-    "or to book room Blue for Friday."
+    "or to book room Blue for Friday. “Show me some Markdown.”, “Count to 60.” and “Say: …” do as they say."
 )
+
+MARKDOWN = """\
+## A small tour
+
+A stand-in can write **bold**, *italic*, ~~struck~~ and `code`, and set a [link](https://example.com/).
+
+1. First things first,
+2. then the others:
+   - calm pages
+   - short answers
+
+| dialect | address | stream |
+|---|---|---|
+| channel | `/invocations/invoke` | `[DONE]` at the end |
+| platform | `/invocations` | `event: done` |
+
+> What is said can be quoted, too.
+
+```python
+def answer(question: str) -> int:
+    return 6 * 7  # after some thought
+```
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +149,12 @@ def _say(text: str, asked: Sequence[Message]) -> str:
     if _ASKS_NAME.search(text):
         told = [found[1] for said in earlier if (found := _NAME.search(said))]
         return f"Your name is {told[-1]}." if told else "You have not told me your name."
+    if echo := _ASKS_ECHO.search(text):
+        return echo[1]
+    if _ASKS_MARKDOWN.search(text):
+        return MARKDOWN
+    if count := _ASKS_COUNT.search(text):
+        return "  \n".join(f"{number} …" for number in range(1, int(count[1]) + 1))
     if name := _NAME.search(text):
         return f"Nice to meet you, {name[1]}."
     if _ASKS_HISTORY.search(text):

@@ -62,6 +62,7 @@ INVOCATIONS = {
     "default": {"TARGET": "project.agents.build_assistant", "RUN_HOOK": "project.hooks.limit_input"},
 }
 # <<< copy (and, in urls.py, the line marked there)
+INVOCATIONS["announcement"] = {"TARGET": "project.workflows.build_announcement", "PATH": "announcement"}
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",

@@ -12,7 +12,7 @@ from agent_framework import Agent, AgentSession, Content, Message, tool
 from project import tools
 from project.agents import build_assistant
 from project.offline import OfflineChatClient
-from project.offline_replies import HINT
+from project.offline_replies import HINT, MARKDOWN
 
 
 @pytest.fixture
@@ -116,6 +116,20 @@ async def test_room_is_booked_when_a_person_approves(
     reply = Message("user", [request.to_function_approval_response(approved)])
     assert (await agent.run(reply, session=restored)).text == answer.format(room, day)
     assert await ask(agent, "hello", restored) == "You said: “hello”. That is message 2 of our talk."
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Show me some Markdown.", MARKDOWN),
+        ("Count to 3.", "1 …  \n2 …  \n3 …"),
+        ("Say: <b>my name is Ada</b>\n", "<b>my name is Ada</b>\n"),
+    ],
+)
+async def test_shows_for_the_playground(agent: Agent[Any], text: str, answer: str) -> None:
+    stream = agent.run(text, stream=True)
+    assert "".join([update.text async for update in stream]) == answer
+    assert await ask(agent, text) == answer
 
 
 async def test_tool_choice_none_calls_nothing(agent: Agent[Any]) -> None:

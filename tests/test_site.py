@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import html
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -15,6 +19,7 @@ from project.static_files import StaticFilesMiddleware
 from scripts.demo_check import running_demo
 
 ROOT = Path(__file__).resolve().parent.parent
+VENDOR = ROOT / "project" / "static" / "project" / "vendor"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
@@ -25,22 +30,50 @@ def site() -> Iterator[httpx.Client]:
         yield client
 
 
-def test_start_page_offers_the_endpoint_and_brings_no_inline_script(site: httpx.Client) -> None:
+def test_start_page_offers_the_endpoints_and_brings_no_inline_script(site: httpx.Client) -> None:
     page = site.get("/")
     assert page.status_code == 200
-    assert '<option value="/invocations/invoke">default</option>' in page.text
-    assert "script-src 'self'; style-src 'self'" in page.headers["content-security-policy"]
+    config = re.search(r'data-config="([^"]*)"', page.text)
+    assert config is not None
+    told = json.loads(html.unescape(config[1]))
+    assert [(one["alias"], one["kind"], one["invoke"]) for one in told["endpoints"]] == [
+        ("default", "agent", "/invocations/invoke"),
+        ("announcement", "workflow", "/announcement/invoke"),
+    ]
+    assert page.headers["content-security-policy"] == (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types dompurify"
+    )
     assert re.findall(r"<script(?![^>]* src=)|<style| style=| on\w+=", page.text) == []
 
 
 def test_every_file_of_the_start_page_is_served(site: httpx.Client) -> None:
     files = re.findall(r'(?:href|src)="(/static/[^"]+)"', site.get("/").text)
-    assert len(files) == 3
-    for name in [*files, "/static/project/sse.js", "/static/project/pending.js", "/static/admin/css/base.css"]:
+    assert len(files) == 4
+    for name in files:
         answer = site.get(name)
         assert (answer.status_code, bool(answer.content)) == (200, True), name
-    assert site.get("/static/project/start.js").headers["content-type"].startswith("text/javascript")
+        if name.endswith("js"):
+            assert answer.headers["content-type"].startswith("text/javascript"), name
+            imported = re.findall(r'^(?:import|export) .*from "([^"]+)";$', answer.text, re.M)
+            files += [path for module in imported if (path := urljoin(name, module)) not in files]
+    assert any(name.endswith("marked.esm.js") for name in files)
+    assert site.get("/static/admin/css/base.css").status_code == 200
     assert site.get("/static/nothing.js").status_code == 404
+    assert site.get("/favicon.ico").headers["location"] == "/static/project/icon.svg"
+
+
+def test_vendored_files_are_those_of_their_table() -> None:
+    table = (VENDOR / "README.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `([^`]+)` .*`([0-9a-f]{64})` \|$", table, re.M))
+    files = {str(path.relative_to(VENDOR)): path for path in VENDOR.glob("*/*js")}
+    assert told == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    for name, path in files.items():
+        version = re.search(rf"{path.parent.name} (\d+\.\d+\.\d+)", table)
+        assert version is not None
+        assert version[1] in path.read_text(encoding="utf-8")[:400], name
+        assert (path.parent / "LICENSE").exists()
 
 
 def test_unchanged_static_file_is_not_sent_again(site: httpx.Client) -> None:

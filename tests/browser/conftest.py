@@ -23,6 +23,7 @@ from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, 
 
 from scripts.demo import ADMIN
 from scripts.demo_check import ROOT, running_demo
+from tests.browser.playground import Playground
 from tests.chromium import find_browser
 
 _HERE = Path(__file__).parent
@@ -181,3 +182,9 @@ async def page(new_page: NewPage) -> Page:
 async def admin_page(new_page: NewPage) -> Page:
     """A page of the admin, logged in."""
     return await new_page(admin=True)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def play(page: Page) -> Playground:
+    """The playground of somebody who is not logged in, on a session of its own."""
+    return await Playground(page).open()

@@ -1,44 +1,127 @@
-/** What awaits a person: each request with two buttons, the replies sent together once all are given. */
+/** What awaits a person: approvals with two buttons, other requests with a reply; all are sent together. */
 
-/** Return the words for a request. */
-function wordsOf(request) {
-  if (request.type === "request_info") return `The workflow asks: ${JSON.stringify(request.data)}`;
-  return `The agent wants to call ${request.tool}: ${JSON.stringify(request.arguments)}`;
+import { make, pretty, sendOnEnter } from "./dom.js";
+
+function question(request) {
+  if (request.type === "approval") return ["May the agent call ", make("b", { textContent: request.tool }), "?"];
+  if (request.type === "tool_call") return ["Carry out ", make("b", { textContent: request.tool }), " and tell its result."];
+  return [typeof request.data?.question === "string" ? request.data.question : "The workflow asks you."];
+}
+
+function details(request) {
+  if (request.type !== "request_info") return request.arguments;
+  if (typeof request.data?.question !== "string") return request.data;
+  const { question: _, ...others } = request.data;
+  return others;
+}
+
+function table(value) {
+  const isPlain = value && typeof value === "object" && !Array.isArray(value);
+  if (!isPlain) return value == null ? "" : make("pre", { textContent: pretty(value), dir: "auto" });
+  const rows = Object.entries(value).map(([name, one]) =>
+    make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: pretty(one), dir: "auto" })),
+  );
+  return make("dl", {}, ...rows);
+}
+
+let numbered = 0;
+
+/** Return a field for a reply that is no yes or no, and what reads it. */
+function replyField(request) {
+  numbered += 1;
+  const id = `reply-${numbered}`;
+  const text = make("textarea", { id, rows: 2, dir: "auto" });
+  const format = make("select", { "aria-label": "Form of the reply" }, make("option", { value: "text", textContent: "Text" }), make("option", { value: "json", textContent: "JSON" }));
+  if (request.type === "tool_call") format.value = "json";
+  const problem = make("p.problem", { role: "alert" });
+  const read = () => {
+    if (format.value === "text") return text.value;
+    return JSON.parse(text.value);
+  };
+  const label = make("label", { htmlFor: id, textContent: "Reply" });
+  return { elements: [label, text, make("div.row", {}, format), problem], text, problem, read };
 }
 
 /**
- * Show requests below a message.
- * @param {Element} item the message
+ * Show requests below an answer.
+ * @param {Element} place
  * @param {object[]} pending the requests, as the answer has them
- * @param {(responses: object, words: string) => void} send takes the replies, by request id
+ * @param {object} doing
+ * @param {(responses: object, words: string) => Promise<boolean>} doing.reply sends the replies, by request id; false:
+ *   they were refused, and may be given anew
+ * @param {(() => void)|null} doing.drop drops the questions
  */
-export function showPending(item, pending, send) {
-  const responses = {};
-  const answered = [];
+export function showPending(place, pending, { reply, drop }) {
+  const card = make("section.pending", { "aria-label": "The agent waits for you" });
+  const responses = new Map();
+  const forms = [];
+
+  const send = async () => {
+    const words = pending.map((request) => wordsOf(request, responses.get(request.request_id))).join("\n");
+    for (const control of card.querySelectorAll("button, textarea, select")) control.disabled = true;
+    if (await reply(Object.fromEntries(responses), words)) return card.classList.add("answered");
+    responses.clear();
+    for (const form of forms) form.classList.remove("given");
+    for (const control of card.querySelectorAll("button, textarea, select")) {
+      control.disabled = false;
+      control.removeAttribute("aria-pressed");
+    }
+  };
+  const give = (form, request, value) => {
+    responses.set(request.request_id, value);
+    form.classList.add("given");
+    if (responses.size === pending.length) send();
+    else forms.find((other) => !other.classList.contains("given"))?.querySelector("button, textarea")?.focus();
+  };
+
   for (const request of pending) {
-    const group = document.createElement("fieldset");
-    group.className = "pending";
-    const question = document.createElement("legend");
-    question.textContent = wordsOf(request);
-    group.append(question);
-    item.append(group);
-    if (request.type !== "approval") {
-      group.append("This page has no form for the reply: send it as responses, see README.md.");
-      continue;
-    }
-    for (const [label, approved] of [["Approve", true], ["Refuse", false]]) {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = label;
-      button.addEventListener("click", () => {
-        for (const each of group.querySelectorAll("button")) each.disabled = true;
-        button.setAttribute("aria-pressed", "true");
-        responses[request.request_id] = approved;
-        answered.push(`${label} ${request.tool}`);
-        if (answered.length === pending.length) send(responses, answered.join(", "));
-      });
-      group.append(button);
-    }
+    const form = make("form", {}, make("p.question", { dir: "auto" }, ...question(request)), table(details(request)));
+    forms.push(form);
+    if (request.type === "approval") form.append(make("div.row", {}, ...approvalButtons(form, request, give)));
+    else form.append(...replyElements(form, request, give));
+    card.append(form);
   }
-  item.scrollIntoView({ block: "end" });
+  if (drop) {
+    const button = make("button.quiet", { type: "button", textContent: pending.length === 1 ? "Drop the question" : "Drop the questions" });
+    button.addEventListener("click", drop);
+    card.append(button);
+  }
+  place.append(card);
+  return card;
+}
+
+function approvalButtons(form, request, give) {
+  const buttons = [["Approve", true], ["Refuse", false]].map(([label, approved]) => {
+    const button = make(approved ? "button.primary" : "button", { type: "button", textContent: label });
+    button.addEventListener("click", () => {
+      for (const each of buttons) each.disabled = true;
+      button.setAttribute("aria-pressed", "true");
+      give(form, request, approved);
+    });
+    return button;
+  });
+  return buttons;
+}
+
+function replyElements(form, request, give) {
+  const field = replyField(request);
+  field.elements.find((one) => one.className === "row").append(make("button.primary", { type: "submit", textContent: "Reply" }));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    try {
+      const value = field.read();
+      field.problem.textContent = "";
+      give(form, request, value);
+    } catch (problem) {
+      field.problem.textContent = `This is no JSON: ${problem.message}`;
+      field.text.focus();
+    }
+  });
+  field.text.addEventListener("keydown", sendOnEnter(form));
+  return field.elements;
+}
+
+function wordsOf(request, value) {
+  if (request.type === "approval") return `${value ? "Approved" : "Refused"}: ${request.tool}`;
+  return pretty(value);
 }

@@ -1,9 +1,9 @@
 /** Server-sent events read from a fetch response, as the HTML standard's section 9.2.6 parses them. */
 
 /**
- * Yield the events of a stream.
+ * Yield the events of a stream, and its comments, as events of the type "comment".
  * @param {ReadableStream<Uint8Array>} body
- * @yields {{type: string, data: string, id: string}}
+ * @yields {{type: string, data: string, id: string, raw: string}} `raw` is the event as it came, line by line
  */
 export async function* readEvents(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
@@ -11,6 +11,7 @@ export async function* readEvents(body) {
   let type = "";
   let id = "";
   let data = [];
+  let lines = [];
   try {
     for (;;) {
       const { value, done } = await reader.read();
@@ -24,11 +25,15 @@ export async function* readEvents(body) {
         const line = rest.slice(0, end);
         rest = rest.slice(rest.startsWith("\r\n", end) ? end + 2 : end + 1);
         if (line === "") {
-          if (data.length) yield { type: type || "message", data: data.join("\n"), id };
+          const raw = lines.join("\n");
+          if (data.length) yield { type: type || "message", data: data.join("\n"), id, raw };
+          else if (raw) yield { type: "comment", data: "", id, raw };
           type = "";
           data = [];
+          lines = [];
           continue;
         }
+        lines.push(line);
         const colon = line.indexOf(":");
         if (colon === 0) continue;
         const field = colon < 0 ? line : line.slice(0, colon);

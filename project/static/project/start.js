@@ -1,129 +1,372 @@
-/** The start page: sends a message to an endpoint and shows the answer as it comes. */
+/** The playground: chooses endpoint and session, sends messages, and shows what comes of them. */
 
+import { Attachments } from "./attachments.js";
+import { Answer, question, storedMessages } from "./conversation.js";
+import { byId, make, sendOnEnter } from "./dom.js";
+import { Frames } from "./frames.js";
+import { newId } from "./ids.js";
+import { closeOverlays, startPanels } from "./panels.js";
 import { showPending } from "./pending.js";
-import { readEvents } from "./sse.js";
+import { RequestPane } from "./request_pane.js";
+import { Run } from "./run.js";
+import { addressOf, readInvocation, readSession, showSessions } from "./sessions.js";
+import { choices, ownSessions, running } from "./store.js";
 
-const form = document.getElementById("form");
-const conversation = document.getElementById("conversation");
-const message = document.getElementById("message");
-const send = document.getElementById("send");
-const leave = document.getElementById("leave");
-const status = document.getElementById("status");
-let leaving = null;
+const config = JSON.parse(document.body.dataset.config);
+const csrf = document.body.dataset.csrf;
+const endpoints = new Map(config.endpoints.map((endpoint) => [endpoint.alias, endpoint]));
+const form = byId("form");
+const message = byId("message");
+const conversation = byId("conversation");
+const scroller = byId("scroller");
 
-// getRandomValues and not randomUUID: the latter is missing on plain http beyond this machine.
-const random = crypto.getRandomValues(new Uint8Array(6));
-form.session.value = "page-" + Array.from(random, (byte) => byte.toString(16).padStart(2, "0")).join("");
+const frames = new Frames(byId("frames"), byId("frames-figures"));
+const requestPane = new RequestPane(config.user !== "");
+const attachments = new Attachments(tell);
 
-/** Add a message to the conversation and return the element its text goes into. */
-function say(who, text) {
-  const item = document.createElement("li");
-  item.className = who;
-  const name = document.createElement("b");
-  name.textContent = who === "user" ? "You" : "Agent";
-  const body = document.createElement("div");
-  body.textContent = text;
-  item.append(name, body);
-  conversation.append(item);
-  item.scrollIntoView({ block: "end" });
-  return body;
+let endpoint = config.endpoints[0];
+let session = newId();
+let current = null; // the run that is being read
+let asking = false; // whether the session waits for a person
+let sent = null; // the last request
+let visits = 0; // what a visit of a session began does not go on in the next one
+
+// What the page says
+
+/** Say something in the line below the message. */
+function tell(words) {
+  byId("status").textContent = words;
 }
 
-/** Return what an answer that is no success says, whatever it is made of. */
-async function refusalOf(response) {
-  const text = await response.text();
+/** Say something to who does not see the page. */
+function say(words) {
+  byId("said").textContent = words;
+}
+
+function scrollToEnd() {
+  scroller.scrollTop = scroller.scrollHeight;
+}
+
+/** Add to the conversation; who reads at its end stays there. */
+function add(...items) {
+  byId("welcome").hidden = true;
+  conversation.append(...items);
+  scrollToEnd();
+}
+
+const isAtEnd = () => scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 120;
+
+function showState() {
+  byId("stop").hidden = !current;
+  byId("stop").disabled = false;
+  byId("stop").textContent = "Stop";
+  byId("send").hidden = Boolean(current);
+  byId("send").disabled = asking;
+  message.placeholder = asking ? "Answer the question above first" : endpoint.kind === "workflow" ? "Write the input" : "Write a message";
+}
+
+const refreshSessions = () => showSessions(endpoint, () => session, config.user !== "");
+
+// A turn
+
+/** What the form would send. */
+function draft(images) {
+  const text = message.value;
+  if (endpoint.kind === "workflow") {
+    const isJson = form.elements.input.value === "json";
+    return { words: text, what: { input: isJson ? JSON.parse(text) : text } };
+  }
+  if (!images.length) return { words: text, what: { message: text } };
+  const contents = images.map(({ uri }) => ({ type: "data", uri }));
+  if (text) contents.unshift({ type: "text", text });
+  return { words: text, what: { input: [{ role: "user", contents }] } };
+}
+
+function bodyOf(what) {
+  return { ...what, ...(endpoint.hasSessions ? { session_id: session } : {}), stream: form.elements.mode.value === "stream" };
+}
+
+function showRequest(body, id) {
+  requestPane.show({ url: new URL(endpoint.invoke, location.href).href, body, id });
+}
+
+function showDraft() {
+  if (sent) return showRequest(sent.body, sent.id);
   try {
-    const { error, pending = [] } = JSON.parse(text);
-    return { words: `${response.status}: ${error}`, pending };
+    return showRequest(bodyOf(draft(attachments.images).what), null);
   } catch {
-    return { words: `${response.status} ${response.statusText}`, pending: [] };
+    return undefined; // no JSON yet
   }
 }
 
-/** Show a stream as it comes and return what it leaves pending. */
-async function showStream(response, answer) {
-  const pending = [];
-  let ended = false;
-  for await (const event of readEvents(response.body)) {
-    if (event.type === "error") throw new Error(event.data);
-    if (event.type === "request_info") pending.push(JSON.parse(event.data));
-    if (event.type !== "message") continue;
-    if (event.data === "[DONE]") {
-      ended = true;
-      continue;
-    }
-    answer.append(event.data);
-    answer.scrollIntoView({ block: "end" });
-  }
-  if (!ended) throw new Error("The connection ended before the answer did.");
-  return pending;
+function newRun(id, answer) {
+  return new Run({
+    endpoint,
+    id,
+    csrf,
+    onText: (text) => answer.show(text),
+    onFrame: (kind, raw) => frames.add(kind, raw),
+    onLost: (seconds) => tell(seconds === null ? "The agent is answering …" : `The connection was lost. Trying again in ${seconds} s …`),
+  });
 }
 
-/** Send a body to an endpoint, show the answer, and return what is pending after it. */
-async function ask(url, body) {
-  const answer = say("agent", "");
-  answer.setAttribute("aria-busy", "true");
-  let pending = [];
-  try {
-    const response = await fetch(url, {
-      method: "POST",
-      headers: { "Content-Type": "application/json", "X-CSRFToken": form.dataset.csrf },
-      body: JSON.stringify(body),
-      signal: leaving.signal,
+/** Carry out one turn; returns how it ended. */
+async function turn(words, images, what) {
+  const id = newId();
+  const body = bodyOf(what);
+  if (new Blob([JSON.stringify(body)]).size > endpoint.maxBodyBytes) {
+    tell("This is too large for the endpoint.");
+    return { kind: "failed", status: 413 };
+  }
+  sent = { body, id };
+  showRequest(body, id);
+  frames.clear();
+  running.set(endpoint.alias, session, { id, words });
+  if (config.user === "") ownSessions.note(endpoint.alias, session, words);
+  history.replaceState(null, "", addressOf(endpoint.alias, session));
+  const answer = new Answer();
+  add(question(words, images.map(({ uri }) => uri)), answer.element);
+  return carry(newRun(id, answer), answer, (run) => run.send(body));
+}
+
+/** Read the answer of a run that was begun earlier. */
+function resume({ id, words }) {
+  frames.clear();
+  const answer = new Answer();
+  if (words) add(question(words));
+  add(answer.element);
+  return carry(newRun(id, answer), answer, (run) => run.follow());
+}
+
+async function carry(run, answer, begin) {
+  const [visit, its, where] = [visits, endpoint, session];
+  current = run;
+  asking = false;
+  answer.onDraw = () => isAtEnd() && scrollToEnd();
+  showState();
+  tell("The agent is answering …");
+  say("The agent is answering.");
+  const outcome = await begin(run);
+  if (outcome.kind === "left" || visit !== visits) return outcome;
+  running.remove(its.alias, where, run.id);
+  current = null;
+  asking = outcome.pending.length > 0;
+  const follows = isAtEnd();
+  answer.end();
+  showState();
+  tell("");
+  if (outcome.kind === "done") say(toSay(answer.text, outcome.pending));
+  else await explain(run, answer, outcome);
+  if (visit !== visits) return outcome;
+  if (asking) ask(answer.element, outcome.pending, outcome.asker);
+  if (follows) scrollToEnd();
+  refreshSessions();
+  return outcome;
+}
+
+function toSay(text, pending) {
+  if (pending.length) return `${text} The agent waits for your answer.`;
+  return text.length > 600 ? `The answer is there. It has ${text.length} characters.` : `The agent says: ${text}`;
+}
+
+/** Say why there is no answer, or not all of it. */
+async function explain(run, answer, { words, status }) {
+  const stored = await readInvocation(run.endpoint, run.id);
+  const { code, status: recorded } = stored?.error ?? {};
+  if (code === "cancelled") {
+    answer.note("Stopped. The session does not have this turn.");
+    return say("Stopped.");
+  }
+  answer.fail(words, {
+    code,
+    status: recorded ?? status,
+    correlation: stored?.correlation_id,
+    admin: stored?.admin,
+    hint: status === 401 || status === 403 ? "Who is logged in may have changed: reload the page." : "",
+  });
+  // What was refused before it began can be put right and sent again.
+  if (!stored?.status && sent?.id === run.id && !message.value) message.value = sent.body.message ?? "";
+  return say(`This went wrong: ${words}`);
+}
+
+/** Show what a turn left open; the focus stays where it is, as an Enter too many must approve nothing. */
+function ask(place, pending, asker) {
+  asking = true;
+  showState();
+  const visit = visits;
+  const card = showPending(place, pending, {
+    async reply(responses, words) {
+      const outcome = await turn(words, [], { responses });
+      if (visit !== visits) return true;
+      // Refused replies ran nothing, and the questions are still open.
+      const isRefused = outcome.kind === "failed" && [401, 403, 413, 422, 429, 503].includes(outcome.status);
+      if (isRefused && !asking) {
+        asking = true;
+        showState();
+      }
+      return !isRefused;
+    },
+    drop: asker && (async () => {
+      if (!(await newRun(asker, new Answer()).stop())) return tell("The server could not be asked. The question stays open.");
+      card.remove();
+      place.append(make("p.note", { textContent: "The question was dropped." }));
+      asking = false;
+      showState();
+      message.focus();
+      return refreshSessions();
+    }),
+  });
+  scrollToEnd();
+}
+
+async function stop() {
+  const run = current;
+  if (!run) return;
+  byId("stop").disabled = true;
+  byId("stop").textContent = "Stopping …";
+  if (!(await run.stop()) && current === run) {
+    tell("The server could not be asked to stop.");
+    showState();
+  }
+}
+
+// Endpoints and sessions
+
+/** Show a session: what was said, what still runs, what waits for a person. */
+async function open(alias, id) {
+  visits += 1;
+  const visit = visits;
+  current?.leave();
+  current = null;
+  asking = false;
+  sent = null;
+  endpoint = endpoints.get(alias) ?? config.endpoints[0];
+  session = id ?? newId();
+  byId("endpoint").value = endpoint.alias;
+  byId("form-of-input").hidden = endpoint.kind !== "workflow";
+  byId("attach").hidden = endpoint.kind === "workflow" || !endpoint.imageTypes.length;
+  attachments.take();
+  conversation.replaceChildren();
+  byId("welcome").hidden = Boolean(id);
+  frames.clear();
+  tell("");
+  showSuggestions();
+  showState();
+  showDraft();
+  refreshSessions();
+  if (id) await showStored(id, visit);
+}
+
+async function showStored(id, visit) {
+  const stored = (await readSession(endpoint, id)) ?? { messages: [], unsettled: [], isWhole: true };
+  if (visit !== visits) return;
+  byId("welcome").hidden = stored.messages.length > 0;
+  if (!stored.isWhole) conversation.append(make("li.note", { textContent: "Earlier messages are in the admin." }));
+  if (stored.messages.length) add(...storedMessages(stored.messages));
+  const left = running.get(endpoint.alias, id);
+  const isTold = stored.messages.some(({ invocation }) => invocation === left?.id);
+  const live = stored.unsettled.filter(({ status }) => status !== "awaiting_input");
+  if (left && isTold) running.remove(endpoint.alias, id, left.id);
+  else if (left && !live.some((one) => one.id === left.id)) live.push(left);
+  for (const one of live) {
+    await resume({ id: one.id, words: one.id === left?.id ? left.words : "" });
+    if (visit !== visits) return;
+  }
+  await showOpenQuestions(stored, visit);
+}
+
+async function showOpenQuestions({ unsettled }, visit) {
+  const asker = unsettled.find(({ status }) => status === "awaiting_input");
+  const status = asker && (await readInvocation(endpoint, asker.id));
+  if (visit !== visits || !status?.pending?.length) return;
+  const place = make("li.agent");
+  add(place);
+  ask(place, status.pending, asker.id);
+}
+
+function showSuggestions() {
+  const buttons = endpoint.suggestions.map((words) => {
+    const button = make("button", { type: "button", textContent: words });
+    button.addEventListener("click", () => {
+      message.value = words;
+      message.focus();
+      form.requestSubmit();
     });
-    if (!response.ok) {
-      const refusal = await refusalOf(response);
-      pending = refusal.pending;
-      throw new Error(refusal.words);
-    }
-    if (body.stream) pending = await showStream(response, answer);
-    else {
-      const told = await response.json();
-      answer.textContent = told.response;
-      pending = told.pending ?? [];
-    }
-    status.textContent = pending.length ? "The agent waits for you." : "";
-  } catch (problem) {
-    answer.parentElement.classList.add("failed");
-    status.textContent = problem.name === "AbortError" ? "You stopped reading." : problem.message;
-  } finally {
-    answer.removeAttribute("aria-busy");
-  }
-  return { item: answer.parentElement, pending };
+    return make("li", {}, button);
+  });
+  byId("suggestions").replaceChildren(...buttons);
 }
 
-/** Carry out one turn: what the user said, and what it is sent as. */
-async function turn(words, url, session, what) {
-  if (leaving) return;
-  leaving = new AbortController();
-  send.disabled = true;
-  leave.disabled = false;
-  status.textContent = "The agent is answering …";
-  say("user", words);
-  const body = { ...what, session_id: session, stream: form.mode.value === "stream" };
-  const { item, pending } = await ask(url, body);
-  leaving = null;
-  send.disabled = false;
-  leave.disabled = true;
-  message.focus();
-  // The focus stays in the text: an Enter too many must approve nothing. The replies belong to
-  // the session that was asked in, whatever the form says by then.
-  if (pending.length) showPending(item, pending, (responses, said) => turn(said, url, session, { responses }));
+function visit(alias, id) {
+  history.pushState(null, "", addressOf(alias, id));
+  open(alias, id);
 }
+
+// What the person does
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  const text = message.value;
-  if (text === "" || leaving) return;
+  if (current || asking) return tell(asking ? "Answer the question above first." : "The agent is still answering.");
+  if (!message.value && !attachments.images.length) return message.focus();
+  let made;
+  try {
+    made = draft(attachments.images);
+  } catch (problem) {
+    return tell(`This is no JSON: ${problem.message}`);
+  }
+  const images = attachments.take();
   message.value = "";
-  turn(text, form.endpoint.value, form.session.value, { message: text });
+  return turn(made.words, images, made.what);
 });
 
-message.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+message.addEventListener("keydown", sendOnEnter(form));
+message.addEventListener("input", () => sent || showDraft());
+form.addEventListener("change", () => sent || showDraft());
+byId("stop").addEventListener("click", stop);
+byId("new-session").addEventListener("click", () => {
+  closeOverlays();
+  visit(endpoint.alias, null);
+  message.focus();
+});
+byId("session-list").addEventListener("click", (event) => {
+  const link = event.target.closest("a[data-session]");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  closeOverlays();
+  visit(endpoint.alias, link.dataset.session);
+});
+byId("endpoint").addEventListener("change", (event) => {
+  choices.set("endpoint", event.target.value);
+  visit(event.target.value, null);
+});
+addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !event.isComposing && !closeOverlays()) stop();
+});
+addEventListener("popstate", openFromAddress);
+
+const attach = (files) => byId("attach").hidden || attachments.add([...files], endpoint).then(showDraft);
+byId("file").addEventListener("change", async (event) => {
+  await attach(event.target.files);
+  event.target.value = "";
+  message.focus();
+});
+message.addEventListener("paste", (event) => {
+  if (event.clipboardData.files.length) {
     event.preventDefault();
-    form.requestSubmit();
+    attach(event.clipboardData.files);
   }
 });
+form.addEventListener("dragover", (event) => event.preventDefault());
+form.addEventListener("drop", (event) => {
+  event.preventDefault();
+  attach(event.dataTransfer.files);
+});
 
-leave.addEventListener("click", () => leaving?.abort());
+function openFromAddress() {
+  const query = new URLSearchParams(location.search);
+  open(query.get("endpoint") ?? choices.get("endpoint", config.endpoints[0].alias), query.get("session"));
+}
+
+byId("endpoint").append(...config.endpoints.map(({ alias }) => make("option", { value: alias, textContent: alias })));
+startPanels(showDraft);
+openFromAddress();
