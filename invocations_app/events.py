@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from invocations_app.exceptions import InvocationError
 
@@ -44,6 +44,21 @@ class RequestInfo:
     request_id: str
     data: Mapping[str, Any]
     source_executor_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepTaken:
+    """A tool or executor was called or has returned: for the record's timeline, no caller sees it.
+
+    Attributes:
+        kind: ``call`` or ``result`` of a tool, ``invoked`` or ``completed`` of an executor.
+        name: Name of the tool, id of the executor.
+        is_timed: Whether it is told as it happens; otherwise only the order is known.
+    """
+
+    kind: Literal["call", "result", "invoked", "completed"]
+    name: str
+    is_timed: bool = True
 
 
 def workflow_frame(event: Output | RequestInfo) -> dict[str, Any]:
@@ -105,4 +120,4 @@ class Failed:
     error: InvocationError
 
 
-Event: TypeAlias = TextDelta | Output | RequestInfo | Usage | Done | Failed
+Event: TypeAlias = TextDelta | Output | RequestInfo | StepTaken | Usage | Done | Failed

@@ -168,7 +168,11 @@ class InvocationRecord(Scoped):
     )
     delivery_report = models.TextField(_("delivery report"), blank=True, default="")
     delivery_claimed_until = models.DateTimeField(_("being sent until"), null=True, blank=True, editable=False)
+    # What the timeline shows: calls and results of tools and executors, as ``steps`` of storage has them.
+    steps = models.TextField(_("steps"), blank=True, default="", editable=False)
     created_at = models.DateTimeField(_("created"))
+    # Only of those that waited: the others claim their session as they begin.
+    claimed_at = models.DateTimeField(_("session claimed"), null=True, blank=True)
     first_byte_at = models.DateTimeField(_("first byte"), null=True, blank=True)
     finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
     # What the overview counts by: figures that every database groups without a function of its own.

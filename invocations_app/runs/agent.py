@@ -21,7 +21,7 @@ from invocations_app import hooks
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects.parsing import stamp_messages
 from invocations_app.envelope import Invocation
-from invocations_app.events import Event, RequestInfo, TextDelta
+from invocations_app.events import Event, RequestInfo, StepTaken, TextDelta
 from invocations_app.pending import PendingRequest, from_content, reply_messages, tools_asked_for
 from invocations_app.storage.checkpoints import EncodedCheckpoint
 from invocations_app.targets import ResolvedTarget
@@ -101,6 +101,9 @@ async def run_agent(
         response = await response
     usage = _usage_of(response)
     asked = _requests_of(response)
+    calls = _Calls(publish, is_timed=False)
+    for message in getattr(response, "messages", ()):
+        await calls.note(message.contents)
     response = await hooks.apply_response_hook(endpoint, response, invocation=invocation)
     text = text_of(response.messages)
     if text:
@@ -112,9 +115,11 @@ async def _run_streamed(endpoint: EndpointSettings, stream: Any, invocation: Inv
     if not hasattr(stream, "__aiter__"):
         stream = await stream
     pieces: list[str] = []
+    calls = _Calls(publish, is_timed=True)
     try:
         breath = time.monotonic()
         async for update in stream:
+            await calls.note(update.contents)
             changed = await hooks.apply_stream_transform_hook(endpoint, update, invocation=invocation)
             text = "" if changed is None else _join(changed.contents)
             if text:
@@ -130,6 +135,24 @@ async def _run_streamed(endpoint: EndpointSettings, stream: Any, invocation: Inv
         raise
     await close(stream)
     return Result("".join(pieces), _usage_of(final), await _publish_pending(_requests_of(final), publish))
+
+
+class _Calls:
+    """Tells the calls of tools, and that they have returned, before any hook sees them; a call comes in pieces."""
+
+    def __init__(self, publish: Publish, *, is_timed: bool) -> None:
+        self._publish = publish
+        self._is_timed = is_timed
+        self._names: dict[str | None, str] = {}
+
+    async def note(self, contents: Iterable[Any]) -> None:
+        for content in contents:
+            if content.type == "function_call":
+                if content.name and content.call_id not in self._names:
+                    self._names[content.call_id] = content.name
+                    await self._publish(StepTaken("call", content.name, self._is_timed))
+            elif content.type == "function_result":
+                await self._publish(StepTaken("result", self._names.get(content.call_id, ""), self._is_timed))
 
 
 def _requests_of(response: Any) -> tuple[PendingRequest, ...]:

@@ -12,7 +12,6 @@ import contextvars
 import copy
 import dataclasses
 import logging
-import uuid
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from invocations_app import conf, delivery, hooks, isolation, targets
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects import get_dialect
 from invocations_app.envelope import Invocation, ParsedRequest
-from invocations_app.events import Answer, Done, Event, Failed
+from invocations_app.events import Answer, Done, Event, Failed, StepTaken
 from invocations_app.exceptions import (
     AwaitingResponses,
     InvocationError,
@@ -53,10 +52,12 @@ from invocations_app.runs.settle import settle, whole
 from invocations_app.runs.tape import Tape
 from invocations_app.runs.work import Work, work_of
 from invocations_app.storage import database, groups, handover, invocations, turns
+from invocations_app.storage.correlation import new_correlation_id
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.event_log import Batch
 from invocations_app.storage.handover import Taken
 from invocations_app.storage.invocations import StoredInvocation
+from invocations_app.storage.steps import Steps
 from invocations_app.storage.turns import Handed, Turn, Waiting
 from invocations_app.targets import ResolvedTarget
 
@@ -86,7 +87,7 @@ class RunRequest:
         can_stream: Whether the server can stream (ASGI).
         taken: The record, where another process has begun the turn and this one took
             it over; None where it is still to be begun.
-        correlation_id: Random id of the record, the only one that logs carry.
+        correlation_id: Id of the record that says nothing of the caller, the only one that logs carry.
     """
 
     parsed: ParsedRequest
@@ -97,7 +98,7 @@ class RunRequest:
     request: Any
     can_stream: bool
     taken: Taken | None = None
-    correlation_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    correlation_id: str = field(default_factory=new_correlation_id)
 
 
 class Run:
@@ -135,6 +136,7 @@ class Run:
         self._held: Turn | Waiting | Handed | None = None
         self._work: Work | None = None
         self._first_byte_at: datetime | None = None
+        self._steps = Steps()
         self._stop: InvocationError | None = None
         self._over = False
         self._pushing = False
@@ -423,6 +425,9 @@ class Run:
 
     async def _publish(self, event: Event) -> None:
         """Put an event on the tape; that of a plain run is told from its answer, at its end."""
+        if isinstance(event, StepTaken):
+            self._steps.take(event.kind, event.name, timezone.now() if event.is_timed else None)
+            return
         self._note_first_byte()
         if self.invocation.stream:
             self.tape.append(self._encoder.encode(event))
@@ -450,6 +455,7 @@ class Run:
             first_byte_at=self._first_byte_at,
             events=Batch(self.record_pk or 0, first, frames),
             event_count=self.tape.last,
+            steps=self._steps,
         )
 
     async def _patiently(self, write: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -15,7 +15,7 @@ from agent_framework import Workflow, WorkflowEvent
 from invocations_app import hooks
 from invocations_app.conf import EndpointSettings
 from invocations_app.envelope import Invocation
-from invocations_app.events import Output, RequestInfo, workflow_frame
+from invocations_app.events import Output, RequestInfo, StepTaken, workflow_frame
 from invocations_app.pending import PendingRequest
 from invocations_app.runs.agent import Breath, Publish, Result, abort, close
 from invocations_app.runs.workflow_checkpoints import CheckpointBuffer, WorkflowSession, restore
@@ -70,6 +70,7 @@ async def run_workflow(
         result = await workflow.run(**arguments)
         for event in result:
             gathered.note(event)
+            await gathered.tell_step(event, is_timed=False)
         result = await hooks.apply_response_hook(endpoint, result, invocation=invocation)
         for event in result:
             await gathered.show(event)
@@ -89,6 +90,7 @@ async def _run_streamed(endpoint: EndpointSettings, stream: Any, invocation: Inv
     try:
         async for event in stream:
             gathered.note(event)
+            await gathered.tell_step(event, is_timed=True)
             changed = await hooks.apply_stream_transform_hook(endpoint, event, invocation=invocation)
             # What is asked stands as it was asked, and is shown whatever a hook made of it.
             shown = event if event.type == "request_info" else changed
@@ -152,6 +154,13 @@ class _Gathered:
             self.supersteps.append(event.iteration)
         else:
             add_usage(self.usage, event)
+
+    async def tell_step(self, event: WorkflowEvent[Any], *, is_timed: bool) -> None:
+        """Tell what an executor does, for the timeline."""
+        if event.type == "executor_invoked":
+            await self._publish(StepTaken("invoked", event.executor_id or "", is_timed))
+        elif event.type == "executor_completed":
+            await self._publish(StepTaken("completed", event.executor_id or "", is_timed))
 
     async def show(self, event: WorkflowEvent[Any]) -> None:
         """Publish an event that callers see: an output, or a request that was noted."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -27,6 +27,7 @@ from invocations_app.storage.checkpoints import EncodedCheckpoint
 from invocations_app.storage.event_log import Batch
 from invocations_app.storage.invocations import LIVE
 from invocations_app.storage.snapshots import Change
+from invocations_app.storage.steps import Steps
 from invocations_app.storage.turns import ClaimedSession, Handed, Turn, TurnRequest, Waiting, insert
 
 Status = InvocationRecord.Status
@@ -42,11 +43,13 @@ class Ending:
         first_byte_at: When the first piece of the answer was ready, if it was.
         events: The wire events that are not in the log yet.
         event_count: Number of wire events, but for the last one.
+        steps: What tools and executors did.
     """
 
     first_byte_at: datetime | None
     events: Batch
     event_count: int
+    steps: Steps = field(default_factory=Steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,7 @@ def _ending_columns(held: Turn | Waiting | Handed, ending: Ending, now: datetime
     return {
         "first_byte_at": ending.first_byte_at,
         "event_count": ending.event_count,
+        "steps": ending.steps.text(held.begun_at),
         "input": "",
         "finished_at": now,
         **figures.of(held.begun_at, ending.first_byte_at, now)._asdict(),

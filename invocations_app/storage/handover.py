@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from django.db import transaction
+from django.utils import timezone
 
 from invocations_app.isolation import Scope
 from invocations_app.models import InvocationRecord
@@ -138,7 +139,7 @@ def _take(record_pk: int, owner: str, lease_seconds: float) -> Taken | None:
         row = rows.values(*_COLUMNS).get()
         has_session = bool(row["session_id"])
         if not has_session:
-            rows.update(status=Status.RUNNING)
+            rows.update(status=Status.RUNNING, claimed_at=timezone.now())
     return Taken(
         record_pk=record_pk,
         scope=Scope(row["endpoint"], row["user_key"], row["chat_key"]),

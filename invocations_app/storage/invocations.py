@@ -128,6 +128,15 @@ class StoredInvocation:
         )
 
 
+def stored_of(record: InvocationRecord) -> StoredInvocation:
+    """Return what a record says.
+
+    Args:
+        record: The record, with all of its columns.
+    """
+    return StoredInvocation(*(getattr(record, name) for name in _COLUMNS))
+
+
 async def look_up(scope: Scope, invocation_id: str) -> StoredInvocation | None:
     """Return an invocation of a scope, or None.
 

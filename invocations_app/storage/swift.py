@@ -55,7 +55,17 @@ _BEGUN = [
 _NEW_RECORD = Insert(InvocationRecord, _BEGUN, from_now="lease_expires_at")
 _WHOLE_RECORD = Insert(
     InvocationRecord,
-    [*_BEGUN, "answer", "usage", "total_tokens", "first_byte_at", "event_count", "finished_at", *Figures._fields],
+    [
+        *_BEGUN,
+        "answer",
+        "usage",
+        "total_tokens",
+        "first_byte_at",
+        "event_count",
+        "steps",
+        "finished_at",
+        *Figures._fields,
+    ],
     from_now="lease_expires_at",
 )
 _NEW_MESSAGE = Insert(
@@ -83,7 +93,7 @@ WHERE id = %s AND version = %s AND claimed_by = %s AND claim_number = %s
 """  # noqa: S608
 _END = f"""
 UPDATE "{_INVOCATIONS}" SET status = 'succeeded', answer = %s, usage = %s, total_tokens = %s, first_byte_at = %s,
-       event_count = %s, input = '', finished_at = %s,
+       event_count = %s, steps = %s, input = '', finished_at = %s,
        finished_minute = %s, duration_bucket = %s, first_byte_bucket = %s
 WHERE id = %s AND owner = %s AND status = 'running' AND lease_expires_at >= {{now}}
 """  # noqa: S608
@@ -232,6 +242,7 @@ def commit(connection: Any, cursor: Any, job: Commit) -> None:
         (usage or {}).get("total_token_count"),
         plain_sql.moment(connection, ending.first_byte_at),
         ending.event_count,
+        ending.steps.text(turn.begun_at),
         now,
         *figures.of(turn.begun_at, ending.first_byte_at, finished_at),
     ]

@@ -365,6 +365,7 @@ def _claim_waiting(waiting: Waiting) -> Turn | None:
         InvocationRecord.objects.using(using).filter(pk=waiting.record_pk).update(
             status=Status.RUNNING,
             claim_number=claimed.claim_number,
+            claimed_at=timezone.now(),
             lease_expires_at=clock.from_now(waiting.request.lease_seconds),
         )
         return Turn(waiting.record_pk, waiting.owner, claimed, waiting.begun_at)
