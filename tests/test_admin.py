@@ -103,10 +103,11 @@ class TestInvocationList:
         )
         text = text_of(staff.get(INVOCATIONS))
         for name, value in {
-            "status": "failed", "endpoint": "default", "who": "alice", "shown_session_id": "trip",
+            "endpoint": "default", "who": "alice", "shown_session_id": "trip",
             "dialect": "channel", "duration": "2.0 s", "total_tokens": "150",
         }.items():  # fmt: skip
             assert f'<td class="field-{name}">{value}</td>' in text, name
+        assert ">failed</span></td>" in text
 
     def test_running_one_has_no_duration(self, staff):
         make_invocation(status="running")
@@ -183,7 +184,7 @@ class TestInvocationPage:
 
     def test_number_of_queries(self, staff, alice, django_assert_num_queries):
         record = make_invocation(user=alice, session_record=make_session(state="x"), session_id="s1")
-        # Session, user, two of permissions; the row; who reads.
-        with django_assert_num_queries(6) as queries:
+        # Session, user, two of permissions; the row; what it asked; who reads.
+        with django_assert_num_queries(7) as queries:
             staff.get(page_of(record))
         assert not any('"state"' in query["sql"] for query in queries.captured_queries)

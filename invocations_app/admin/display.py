@@ -119,5 +119,13 @@ def seconds(start: datetime, end: datetime | None) -> str:
     """Return the time between two moments, as a list shows it."""
     if end is None:
         return EMPTY
-    duration = (end - start).total_seconds()
+    return duration_of((end - start).total_seconds())
+
+
+def duration_of(duration: float) -> str:
+    """Return a time of some seconds with its unit.
+
+    Args:
+        duration: The seconds.
+    """
     return f"{duration * 1000:.0f} ms" if duration < 1 else f"{duration:.1f} s"

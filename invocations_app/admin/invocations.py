@@ -8,7 +8,6 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.contrib import admin, messages
-from django.contrib.auth import get_permission_codename
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
@@ -18,12 +17,17 @@ from django.utils.translation import gettext_lazy as _
 
 from invocations_app import delivery
 from invocations_app.admin import contents
-from invocations_app.admin.base import EndpointFilter, ReadOnlyAdmin
-from invocations_app.admin.display import EMPTY, figures, preformatted, seconds
+from invocations_app.admin.base import EndpointFilter
+from invocations_app.admin.cancelling import CANCELLABLE
+from invocations_app.admin.display import EMPTY, excerpt, figures, preformatted, pretty_json, seconds
+from invocations_app.admin.invocation_pages import NAME, InvocationPages
+from invocations_app.admin.search import find_by_correlation_id
 from invocations_app.models import InvocationRecord, SessionRecord
+from invocations_app.storage.invocations import LIVE
 
 # They are pushed at the same time, while the page waits.
 MAX_SENT_AGAIN = 50
+MAX_CANCELLED = 50
 
 _NUMBER = re.compile("[0-9]{1,18}")
 
@@ -61,17 +65,18 @@ class SessionFilter(admin.SimpleListFilter):
 
 
 @admin.register(InvocationRecord)
-class InvocationAdmin(ReadOnlyAdmin):
-    """Invocations, to read."""
+class InvocationAdmin(InvocationPages):
+    """Invocations: to read, and to cancel, answer or push again."""
 
-    actions = ("send_again",)
+    actions = ("cancel_chosen", "send_again")
+    change_list_template = "admin/invocations_app/invocationrecord/change_list.html"
     deferred_in_list = ("answer", "delivery_report", "metadata", "usage")
     # Of a short message the fingerprint of its body lets one try guesses.
     content_columns = ("answer", "fingerprint", "input", "metadata")
     content_fields = ("shown_answer", "shown_metadata", "fingerprint")
     list_display = (
         "created",
-        "status",
+        "state",
         "endpoint",
         "who",
         "shown_session_id",
@@ -86,8 +91,7 @@ class InvocationAdmin(ReadOnlyAdmin):
     search_fields = ("correlation_id__exact", "invocation_id__exact", "session_id__exact")
     search_help_text = _("A whole correlation id, invocation id or session id")
     fieldsets = (
-        (None, {"fields": ("status", ("error_code", "error_status"), "shown_answer")}),
-        (_("Delivery"), {"fields": ("delivery", "shown_delivery_report")}),
+        (None, {"fields": ("shown_answer",)}),
         (_("Caller"), {"fields": (("endpoint", "session_link"), ("user", "user_key"), "chat_key", "shown_metadata")}),
         (
             _("Times and tokens"),
@@ -95,7 +99,16 @@ class InvocationAdmin(ReadOnlyAdmin):
         ),
         (
             _("Record"),
-            {"fields": ("correlation_id", "invocation_id", "dialect", ("stream", "background"), "fingerprint", "key")},
+            {
+                "fields": (
+                    "invocation_id",
+                    "dialect",
+                    ("stream", "background"),
+                    "delivery",
+                    "fingerprint",
+                    "key",
+                )
+            },
         ),
     )
 
@@ -105,18 +118,39 @@ class InvocationAdmin(ReadOnlyAdmin):
         """Show one invocation, and note who reads what was said in it."""
         if contents.may_read(request):
             contents.log_read(request, [context["original"]], "Read the contents.")
+        context["raw_report"] = excerpt(pretty_json(context["original"].delivery_report))
         return super().render_change_form(request, context, *args, **kwargs)
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         """Nobody deletes: while its record is kept, an invocation id runs at most once."""
         return False
 
-    def has_send_again_permission(self, request: HttpRequest) -> bool:
-        """Who may change invocations may send one again: the pages themselves change nothing."""
-        codename = get_permission_codename("change", self.opts)
-        return request.user.has_perm(f"{self.opts.app_label}.{codename}")
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Find a whole correlation id by its time, and whatever else as the admin does."""
+        found = find_by_correlation_id(InvocationRecord.objects.all(), search_term.strip())
+        if found is not None:
+            return queryset.filter(pk=found), False
+        return super().get_search_results(request, queryset, search_term)
 
-    @admin.action(description=_("Push again what did not arrive"), permissions=["send_again"])
+    @admin.action(description=_("Cancel selected invocations…"), permissions=["operate"])
+    def cancel_chosen(self, request: HttpRequest, queryset: QuerySet[InvocationRecord]) -> HttpResponse | None:
+        """Ask whether to cancel what has not ended, and cancel it."""
+        rows = queryset.filter(status__in=CANCELLABLE).order_by("-id").defer(*self.deferred_in_list)
+        chosen = list(rows[: MAX_CANCELLED + 1])
+        if len(chosen) > MAX_CANCELLED:
+            text = _("Choose at most %(count)d invocations to cancel.") % {"count": MAX_CANCELLED}
+            self.message_user(request, text, messages.ERROR)
+        elif not chosen:
+            self.message_user(request, _("All of them have ended: there is nothing to cancel."), messages.INFO)
+        elif "confirmed" not in request.POST:
+            return self.cancel_page(request, chosen, action="cancel_chosen", confirmed="yes")
+        else:
+            self.cancel_and_tell(request, chosen)
+        return None
+
+    @admin.action(description=_("Push again what did not arrive"), permissions=["operate"])
     def send_again(self, request: HttpRequest, queryset: QuerySet[InvocationRecord]) -> None:
         """Push results to the destinations that did not take them, and tell what became of it."""
         chosen = list(queryset.order_by("-id").defer(*self.deferred_in_list)[: MAX_SENT_AGAIN + 1])
@@ -133,15 +167,24 @@ class InvocationAdmin(ReadOnlyAdmin):
         text = _("Everything arrived: %(arrived)d. Something did not: %(open)d. Nothing to push: %(nothing)d.") % counts
         self.message_user(request, text, messages.WARNING if counts["open"] else messages.SUCCESS)
 
-    @admin.display(description=_("delivery report"))
-    def shown_delivery_report(self, invocation: InvocationRecord) -> str:
-        """Return what became of each push."""
-        return preformatted(invocation.delivery_report)
-
     @admin.display(description=_("created"), ordering="id")
     def created(self, invocation: InvocationRecord) -> Any:
         """Return when the invocation was begun."""
         return invocation.created_at
+
+    @admin.display(description=_("status"))
+    def state(self, invocation: InvocationRecord) -> str:
+        """Return the status, marked for the script that keeps rows up to date."""
+        return format_html(
+            '<span class="invocations-status invocations-status-{}" data-invocations-row="{}" data-status="{}"'
+            ' data-live="{}" data-address="{}">{}</span>',
+            invocation.status,
+            invocation.pk,
+            invocation.status,
+            "true" if invocation.status in LIVE else "false",
+            reverse(f"admin:{NAME}_states", current_app=self.admin_site.name),
+            invocation.get_status_display(),
+        )
 
     @admin.display(description=_("session id"))
     def shown_session_id(self, invocation: InvocationRecord) -> str:

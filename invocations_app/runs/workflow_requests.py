@@ -59,11 +59,24 @@ def reply_checker(endpoint: EndpointSettings) -> CheckReply:
     return check
 
 
-def _fit_reply(endpoint: EndpointSettings, request: PendingRequest, reply: Any) -> Any:
+def wanted_type(endpoint: EndpointSettings, request: PendingRequest) -> Any:
+    """Return the type that a workflow asked for.
+
+    Args:
+        endpoint: The endpoint, for its types.
+        request: A request of the workflow's own.
+
+    Raises:
+        InvalidCheckpoint: If it cannot be read.
+    """
     try:
-        wanted = checkpoint_encoding.decode_value(request.payload[_RESPONSE_TYPE], endpoint.checkpoint_types)
+        return checkpoint_encoding.decode_value(request.payload[_RESPONSE_TYPE], endpoint.checkpoint_types)
     except (KeyError, WorkflowCheckpointException) as error:
         raise InvalidCheckpoint from error
+
+
+def _fit_reply(endpoint: EndpointSettings, request: PendingRequest, reply: Any) -> Any:
+    wanted = wanted_type(endpoint, request)
     try:
         return fit(reply, [wanted], endpoint.input_media_types)
     except Unfit as error:
