@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import io
 import json
 import os
@@ -565,6 +567,43 @@ def test_interrupt_cancels_the_run():
     assert status == 130
     assert shown == "^C\nCancelled. Invocation i-1.\n"
     assert only_record().status == "cancelled"
+
+
+async def build_late() -> Any:
+    await asyncio.sleep(30)
+
+
+@in_order
+def test_interrupt_ends_a_start_that_takes_long():
+    terminal = Terminal(["a"], database_settings(TARGET="tests.test_invoke_command.build_late"))
+    terminal.read_until("waiting 1 s")
+    terminal.type("\x03")
+    assert terminal.end() == ("^C", 130)
+
+
+@in_order
+def test_second_interrupt_waits_for_nothing():
+    settings = database_settings(TARGET="tests.test_invoke_command.build_deaf")
+    terminal = Terminal(["a", "--invocation-id", "i-1"], settings)
+    wait_until(lambda: InvocationRecord.objects.filter(status="running").exists(), "the run", 30)
+    terminal.type("\x03")
+    wait_until(lambda: InvocationRecord.objects.filter(cancel_requested=True).exists(), "the cancellation", 30)
+    terminal.type("\x03")
+    shown, status = terminal.end()
+    assert status == 130
+    assert shown.startswith("^C")
+    assert "Traceback" not in shown
+
+
+def build_deaf() -> Any:
+    """An agent that hears of its cancellation late."""
+
+    async def hold() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(30)
+        await asyncio.sleep(2)
+
+    return fakes._agent(lambda messages: [hold, "a"])
 
 
 @in_order

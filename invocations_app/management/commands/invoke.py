@@ -105,6 +105,8 @@ class Command(BaseCommand):
         try:
             with _quiet(options["verbosity"]):
                 self._talk(self._transport(), path, body, invocation_id)
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
         except (Refused, Unreachable, ConnectionLost) as error:
             text = f"The connection was lost: {error}" if isinstance(error, ConnectionLost) else plain(str(error))
             if isinstance(error, Refused) and error.pending:
@@ -134,18 +136,26 @@ class Command(BaseCommand):
         before = signal.getsignal(signal.SIGINT)
         with asyncio.Runner() as runner:
             try:
-                runner.run(transport.start())
+                runner.run(self._start(transport))
                 # Ctrl-C is for the run that is waited for, not for the process that the lifespan believes to serve.
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 while pending := self._take_turn(runner, transport, path, body, invocation_id):
                     body = {key: body[key] for key in ("stream", "session_id") if key in body}
                     body["responses"] = self._ask(pending)
                     invocation_id = str(uuid.uuid4())
+            except KeyboardInterrupt:
+                # What is given up now, such as a target half built, is no failure to log.
+                logging.getLogger("invocations_app").setLevel(logging.CRITICAL)
+                raise
             finally:
                 try:
                     runner.run(transport.stop())
                 finally:
                     signal.signal(signal.SIGINT, before)
+
+    async def _start(self, transport: Transport) -> None:
+        with Spinner(self.stderr).turning():
+            await transport.start()
 
     def _take_turn(
         self, runner: asyncio.Runner, transport: Transport, path: str, body: Mapping[str, Any], invocation_id: str
@@ -217,10 +227,11 @@ _CANCELLED = {
 @contextlib.contextmanager
 def _quiet(verbosity: int) -> Iterator[None]:
     """Keep what a server would log of every request from among the answer; errors and their tracebacks stay."""
-    levels = {"invocations_app": logging.WARNING, "django.request": logging.ERROR} if verbosity < _VERBOSE else {}
+    levels = {"invocations_app": logging.WARNING, "django.request": logging.ERROR}
     before = {name: logging.getLogger(name).level for name in levels}
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+    if verbosity < _VERBOSE:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
     try:
         yield
     finally:
