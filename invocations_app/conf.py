@@ -309,6 +309,8 @@ class HostSettings:
         session_ttl_seconds: Idle time after which a session may go; None: kept.
         invocation_ttl_seconds: Age at which an ended invocation's record may go,
             and with it the promise that its id runs at most once; None: kept.
+        session_cache_count: Sessions whose last turn is kept in memory; 0: none.
+        session_cache_bytes: Memory that they may take, about, in bytes; 0: none is kept.
         background_tasks_backend: Alias in ``TASKS`` of the backend whose workers
             run background invocations; None: the web process does.
         redactor: Dotted path of ``(text) -> text``, sync: what the admin shows or
@@ -325,6 +327,8 @@ class HostSettings:
     event_ttl_seconds: float | None = _setting(_number("seconds", minimum=1, optional=True), 86400)
     session_ttl_seconds: float | None = _setting(_number("seconds", minimum=1, optional=True), None)
     invocation_ttl_seconds: float | None = _setting(_number("seconds", minimum=1, optional=True), 2592000)
+    session_cache_count: int = _setting(_number("sessions", minimum=0, whole=True), 500)
+    session_cache_bytes: int = _setting(_number("bytes", minimum=0, whole=True), 32 * 1024 * 1024)
     background_tasks_backend: str | None = _setting(_optional_alias, None)
     redactor: str | None = _setting(_optional_dotted, None)
 

@@ -16,7 +16,7 @@ from django.test import Client
 
 from invocations_app import conf
 from invocations_app.models import InvocationRecord, SessionRecord
-from invocations_app.storage import database
+from invocations_app.storage import database, kept
 from tests import fakes
 from tests.server import SiteServer, Wire
 
@@ -35,6 +35,14 @@ def _fresh_fakes() -> Iterator[None]:
     fakes.reset()
     yield
     fakes.reset()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> Iterator[None]:
+    """What the sessions of one test left in memory does not reach the next one."""
+    kept.sessions.clear()
+    yield
+    kept.sessions.clear()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,9 @@ Storage alone, on this thread: two processes start, finish, fail, cancel, lose a
 
 from __future__ import annotations
 
+import contextlib
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -29,10 +31,11 @@ from invocations_app.events import Answer
 from invocations_app.exceptions import InvocationError, RunCancelled, RunInterrupted, SessionBusy, TargetFailed
 from invocations_app.isolation import Scope
 from invocations_app.models import EventRecord, InvocationRecord, MessageRecord, SessionRecord
-from invocations_app.storage import endings, event_log, groups, invocations, leases, snapshots, swift, turns
+from invocations_app.storage import endings, event_log, groups, invocations, kept, leases, snapshots, swift, turns
 from invocations_app.storage.endings import SessionChange
 from invocations_app.storage.event_log import Batch
 from invocations_app.storage.invocations import StoredInvocation
+from invocations_app.storage.kept import SessionKeep
 from invocations_app.storage.turns import Turn, Waiting
 
 SCOPE = Scope("default", "", "")
@@ -76,6 +79,8 @@ class Turns(RuleBasedStateMachine):
         self.all: list[Run] = []
         self.history: dict[str, list[str]] = {"s1": [], "s2": []}
         self.holder: dict[str, Run | None] = {"s1": None, "s2": None}
+        # Each process keeps its own sessions in memory.
+        self.kept = {"one": SessionKeep(), "two": SessionKeep()}
 
     # What the model says
 
@@ -115,6 +120,13 @@ class Turns(RuleBasedStateMachine):
 
     # What happens
 
+    @contextlib.contextmanager
+    def process(self, owner: str) -> Iterator[None]:
+        """Be one of the processes: what it keeps in memory is its own."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kept, "sessions", self.kept[owner])
+            yield
+
     def request(self, name: str, session: str, owner: str, on_busy: Any) -> turns.TurnRequest:
         invocation = Invocation(
             id=name, endpoint="default", dialect="channel", input=[], session_id=session, stream=True
@@ -137,7 +149,8 @@ class Turns(RuleBasedStateMachine):
         name = f"i{self.number}"
         goes = self.is_free(session) and all(run.expired for run in self.waiting(session))
         request = self.request(name, session, owner, "wait")
-        begun = done(groups._begins, request) if grouped else turns.begin_now(request)
+        with self.process(owner):
+            begun = done(groups._begins, request) if grouped else turns.begin_now(request)
         assert isinstance(begun, Turn if goes else Waiting)
         run = Run(name, session, owner, begun, "queued")
         self.all.append(run)
@@ -177,7 +190,8 @@ class Turns(RuleBasedStateMachine):
             return
         older = [other for other in self.waiting(run.session) if other.held.record_pk < run.held.record_pk]
         goes = self.is_free(run.session) and all(other.expired for other in older)
-        turn = turns._claim_waiting(run.held)
+        with self.process(run.owner):
+            turn = turns._claim_waiting(run.held)
         assert (turn is not None) == goes
         if turn is not None:
             run.held = turn
@@ -229,6 +243,8 @@ class Turns(RuleBasedStateMachine):
 
         if run.status == "running" and not run.expired:
             commit()
+            with self.process(run.owner):
+                groups.keep(run.held, change)
             self.history[run.session].append(run.name)
             self.end(run, "succeeded")
         else:
@@ -294,13 +310,17 @@ class Turns(RuleBasedStateMachine):
         return endings.Ending(None, Batch(run.held.record_pk, len(run.frames) + 1, ()), len(run.frames))
 
     def change(self, turn: Turn, text: str) -> snapshots.Change:
+        """Return what a turn leaves that has first seen all turns before it."""
         claimed = turn.session
         assert claimed is not None
         if claimed.state:
-            session, history = snapshots.load(claimed.state, claimed.rows, claimed.opaque_id)
+            messages = claimed.rows if claimed.history is None else claimed.history
+            session, history = snapshots.load(claimed.state, messages, claimed.opaque_id)
         else:
             session, history = AgentSession(session_id=claimed.opaque_id), snapshots.History()
         part = session.state.setdefault("in_memory", {"messages": []})
+        expected = next(run.session for run in self.all if run.held is turn)
+        assert [message.text for message in part["messages"]] == self.history[expected][: claimed.version]
         part["messages"] = [*part["messages"], Message("user", [Content.from_text(text)])]
         return snapshots.dump(session, history)
 

@@ -21,7 +21,7 @@ from invocations_app.events import Answer
 from invocations_app.exceptions import TargetFailed
 from invocations_app.isolation import Scope
 from invocations_app.models import EventRecord, InvocationRecord, MessageRecord, SessionRecord
-from invocations_app.storage import endings, figures, records, swift, turns
+from invocations_app.storage import endings, figures, records, snapshots, swift, turns
 from invocations_app.storage.checkpoints import EncodedCheckpoint
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.event_log import Batch
@@ -124,6 +124,7 @@ def both_ways(told: list[OneTurn], monkeypatch: pytest.MonkeyPatch) -> tuple[Any
         numbers = itertools.count()
         with monkeypatch.context() as patch:
             patch.setattr(records, "new_opaque_id", lambda numbers=numbers: f"opaque-{next(numbers)}")
+            patch.setattr(snapshots, "new_mark", lambda: "mark")
             claims = []
             for turn, begun in zip(told, asked, strict=True):
                 played = play(turn, begun, begin, commit)

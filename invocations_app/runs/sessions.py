@@ -79,7 +79,8 @@ async def load(endpoint: EndpointSettings, turn: turns.Turn, target: Any) -> Loa
 async def _load_claimed(claimed: turns.ClaimedSession, target: Any) -> LoadedSession:
     if not claimed.state:
         return LoadedSession(await _new_session(target, claimed.opaque_id), snapshots.History(), None)
-    session, history = snapshots.load(claimed.state, claimed.rows, claimed.opaque_id)
+    messages = claimed.rows if claimed.history is None else claimed.history
+    session, history = snapshots.load(claimed.state, messages, claimed.opaque_id)
     return LoadedSession(session, history, None)
 
 

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from invocations_app.events import Answer
 from invocations_app.exceptions import InvocationError
-from invocations_app.storage import endings, invocations, swift, turns
+from invocations_app.storage import endings, invocations, kept, swift, turns
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.grouping import Group
 from invocations_app.storage.swift import Commit
@@ -34,6 +34,22 @@ async def commit(turn: Turn, change: SessionChange | None, answer: Answer, endin
         ending: What else is written.
     """
     await _commits.do(Commit(turn, change, answer, ending, endings.encode_answer(answer)))
+    keep(turn, change)
+
+
+def keep(turn: Turn, change: SessionChange | None) -> None:
+    """Keep in memory what a turn has left of its session, now that its commit is confirmed.
+
+    What is pending changes the session before the next turn goes on from it, so that is not kept.
+
+    Args:
+        turn: The turn.
+        change: What it has left; None without a session.
+    """
+    session = turn.session
+    if session is None or change is None or change.change is None or change.pending:
+        return
+    kept.sessions.put(session.pk, session.opaque_id, session.version + 1, change.change)
 
 
 async def fail(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending) -> None:

@@ -113,7 +113,7 @@ def load_message_rows(using: str, session_pk: int) -> list[MessageRow]:
         .order_by("source_id", "position")
         .values_list("source_id", "position", "role", "payload")
     )
-    return [MessageRow(*row) for row in values]
+    return list(map(MessageRow._make, values))
 
 
 def write_messages(using: str, session_pk: int, change: Change, *, invocation_pk: int | None, now: datetime) -> None:

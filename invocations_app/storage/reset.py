@@ -12,7 +12,7 @@ from django.utils import timezone
 from invocations_app.exceptions import RunCancelled, SessionBusy
 from invocations_app.isolation import Scope
 from invocations_app.models import InvocationRecord, PendingRecord, SessionRecord
-from invocations_app.storage import clock, database, records
+from invocations_app.storage import clock, database, kept, records
 from invocations_app.storage.invocations import LIVE, interrupt
 
 Status = InvocationRecord.Status
@@ -78,6 +78,7 @@ def _archive(using: str, session: SessionRecord) -> bool:
         # Its process is gone: whoever meets that writes it down.
         interrupt(using, record_pk)
     _drop_pending(using, session)
+    kept.sessions.drop(session.pk)
     session.key = None
     session.archived_at = timezone.now()
     session.pending_count = 0

@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from invocations_app.exceptions import SessionConflict, StoredStateUnreadable
 from invocations_app.isolation import Scope
-from invocations_app.storage import database, records, snapshots
+from invocations_app.storage import database, kept, records, snapshots
 
 logger = logging.getLogger("invocations_app.storage")
 
@@ -154,4 +154,5 @@ def _delete(scope: Scope, session_id: str) -> None:
     with transaction.atomic(using=using):
         record: Any = records.get_session_record(using, scope, session_id, lock=True)
         if record is not None:
+            kept.sessions.drop(record.pk)
             record.delete(using=using)

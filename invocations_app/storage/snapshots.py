@@ -9,21 +9,23 @@ is stored as it left it. Reading and writing the tables is left to the callers.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from agent_framework import AgentSession, Content, Message
+from agent_framework import AgentSession, Message
 
 from invocations_app.exceptions import StoredStateUnreadable
+from invocations_app.storage import looks
+from invocations_app.storage.decoding import decode_messages
 
 _FORMAT = 1
 _MAX_SOURCE_ID = 255
 _MAX_ROLE = 32
 
 
-@dataclass(frozen=True, slots=True)
-class MessageRow:
+class MessageRow(NamedTuple):
     """One message as it is stored.
 
     Attributes:
@@ -40,19 +42,29 @@ class MessageRow:
 
 
 @dataclass(slots=True)
-class _Known:
-    """A message as it was last read or written: by this an unchanged one is told."""
+class Known:
+    """A message as it was last read or written: by this an unchanged one is told.
 
-    message: Message
+    Attributes:
+        message: The object that the session holds; None while it is a text only.
+        role: Its role, as it is stored.
+        payload: Its JSON text.
+        look: What it looks like as long as it is what the text says; None with the message.
+        is_read: Whether the object was made from the text, not the text from the object.
+    """
+
+    message: Message | None
+    role: str
     payload: str
-    look: tuple[Any, ...]
+    look: looks.Look | None
+    is_read: bool
 
 
 @dataclass(slots=True)
 class History:
     """The messages of a loaded session, by history provider."""
 
-    sources: dict[str, list[_Known]] = field(default_factory=dict)
+    sources: dict[str, list[Known]] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -62,7 +74,7 @@ class History:
     def rows(self) -> list[MessageRow]:
         """Return all messages as rows."""
         return [
-            MessageRow(source_id, position, str(item.message.role)[:_MAX_ROLE], item.payload)
+            MessageRow(source_id, position, item.role, item.payload)
             for source_id, known in self.sources.items()
             for position, item in enumerate(known)
         ]
@@ -87,12 +99,15 @@ class Change:
     history: History
 
 
-def load(state: str, rows: Sequence[MessageRow], session_id: str | None = None) -> tuple[AgentSession, History]:
-    """Return the session that a state text and message rows stand for.
+def load(
+    state: str, messages: Sequence[MessageRow] | History, session_id: str | None = None
+) -> tuple[AgentSession, History]:
+    """Return the session that a state text and its messages stand for.
 
     Args:
         state: The state text.
-        rows: All rows of the session, by provider and position.
+        messages: All rows of the session, by provider and position; or its history as
+            it was kept in memory. Its objects become those of the session.
         session_id: Id that the session gets; the stored one when omitted.
 
     Returns:
@@ -109,7 +124,11 @@ def load(state: str, rows: Sequence[MessageRow], session_id: str | None = None) 
         if session_id is not None:
             data["session_id"] = session_id
         session = AgentSession.from_dict(data)
-        history = _load_history(document["history"], rows)
+        counts = document["history"]
+        history = messages if isinstance(messages, History) else _read_rows(counts, messages)
+        if {source_id: len(known) for source_id, known in history.sources.items()} != counts:
+            raise ValueError("stored messages are missing")
+        _make_messages(history)
     except Exception as error:
         raise StoredStateUnreadable from error
     for source_id, known in history.sources.items():
@@ -117,19 +136,26 @@ def load(state: str, rows: Sequence[MessageRow], session_id: str | None = None) 
     return session, history
 
 
-def _load_history(counts: Mapping[str, int], rows: Sequence[MessageRow]) -> History:
+def _read_rows(counts: Mapping[str, int], rows: Sequence[MessageRow]) -> History:
     history = History({source_id: [] for source_id in counts})
-    payloads = [json.loads(row.payload) for row in rows]
-    # Through AgentSession, so that messages are decoded by the registry of state types.
-    messages = AgentSession.from_dict({"session_id": "-", "state": {"messages": payloads}}).state["messages"]
-    for row, message in zip(rows, messages, strict=True):
-        known = history.sources[row.source_id]
-        if not isinstance(message, Message) or row.position != len(known):
-            raise ValueError("a stored message is missing or is not a message")
-        known.append(_Known(message, row.payload, _look(message)))
-    if {source_id: len(known) for source_id, known in history.sources.items()} != dict(counts):
-        raise ValueError("stored messages are missing")
+    for source_id, position, role, payload in rows:
+        known = history.sources[source_id]
+        if position != len(known):
+            raise ValueError("a stored message is missing")
+        known.append(Known(None, role, payload, None, is_read=True))
     return history
+
+
+def _make_messages(history: History) -> None:
+    """Make the objects that are not there yet, and anew those that are not what their text says any more."""
+    to_make = [
+        item
+        for known in history.sources.values()
+        for item in known
+        if item.message is None or item.look is None or not looks.is_unchanged(item.message, item.look)
+    ]
+    for item, message in zip(to_make, decode_messages([item.payload for item in to_make]), strict=True):
+        item.message, item.look, item.is_read = message, looks.look_of(message), True
 
 
 def dump(session: AgentSession, history: History) -> Change:
@@ -168,7 +194,7 @@ def dump(session: AgentSession, history: History) -> Change:
     appended_only = appended_only and not any(
         known for source_id, known in history.sources.items() if source_id not in kept
     )
-    document = {"format": _FORMAT, "session": bare.to_dict(), "history": kept}
+    document = {"format": _FORMAT, "session": bare.to_dict(), "history": kept, "mark": new_mark()}
     return Change(
         state=json.dumps(document, allow_nan=False, separators=(",", ":")),
         written=tuple(written),
@@ -176,6 +202,11 @@ def dump(session: AgentSession, history: History) -> Change:
         appended_only=appended_only,
         history=after,
     )
+
+
+def new_mark() -> str:
+    """Return what makes each state text that is written one of its own: what is kept in memory is told by it."""
+    return secrets.token_hex(8)
 
 
 def _messages_of(source_id: Any, value: Any) -> list[Message] | None:
@@ -189,22 +220,25 @@ def _messages_of(source_id: Any, value: Any) -> list[Message] | None:
 
 
 def _dump_source(
-    source_id: str, messages: Sequence[Message], before: Sequence[_Known]
-) -> tuple[list[_Known], list[MessageRow]]:
-    known: list[_Known] = []
+    source_id: str, messages: Sequence[Message], before: Sequence[Known]
+) -> tuple[list[Known], list[MessageRow]]:
+    known: list[Known] = []
     to_encode: list[tuple[int, Message]] = []
+    stored = len(before)
+    is_unchanged = looks.is_unchanged
     for position, message in enumerate(messages):
-        old = before[position] if position < len(before) else None
-        if old is not None and old.message is message and old.look == _look(message):
-            known.append(old)
-        else:
-            to_encode.append((position, message))
-            known.append(_Known(message, "", _look(message)))
+        if position < stored:
+            old = before[position]
+            if old.message is message and old.look is not None and is_unchanged(message, old.look):
+                known.append(old)
+                continue
+        to_encode.append((position, message))
+        known.append(Known(message, str(message.role)[:_MAX_ROLE], "", looks.look_of(message), is_read=False))
     rows: list[MessageRow] = []
-    for (position, message), payload in zip(to_encode, _encode([m for _, m in to_encode]), strict=True):
+    for (position, _), payload in zip(to_encode, _encode([m for _, m in to_encode]), strict=True):
         known[position].payload = payload
-        if position >= len(before) or before[position].payload != payload:
-            rows.append(MessageRow(source_id, position, str(message.role)[:_MAX_ROLE], payload))
+        if position >= stored or before[position].payload != payload:
+            rows.append(MessageRow(source_id, position, known[position].role, payload))
     return known, rows
 
 
@@ -215,37 +249,6 @@ def _encode(messages: Sequence[Message]) -> list[str]:
     carrier.state["messages"] = list(messages)
     encoded = carrier.to_dict()["state"]["messages"]
     return [json.dumps(item, allow_nan=False, separators=(",", ":")) for item in encoded]
-
-
-def _look(message: Message) -> tuple[Any, ...]:
-    """Return what an unchanged message still has: copies of it, all the way down.
-
-    Compaction marks a message deep inside its properties, so a copy of the outer
-    level would change together with it. Comparing these is far cheaper than
-    encoding the message.
-    """
-    return (
-        message.role,
-        message.author_name,
-        message.message_id,
-        _copied(message.additional_properties),
-        [_copied(content) for content in message.contents],
-    )
-
-
-def _copied(value: Any) -> Any:
-    """Return a value whose containers and contents are copies; other objects are themselves."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Content):
-        # What the provider's library made of it is not stored.
-        fields = vars(value).items()
-        return {name: _copied(item) for name, item in fields if item is not None and name != "raw_representation"}
-    if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_copied(item) for item in value]
-    return value
 
 
 def _check_keys(value: Any, path: str) -> None:

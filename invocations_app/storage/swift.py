@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from invocations_app.events import Answer
 from invocations_app.models import EventRecord, InvocationRecord, MessageRecord, SessionRecord
-from invocations_app.storage import figures, notify, plain_sql, records
+from invocations_app.storage import figures, kept, notify, plain_sql, records
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.figures import Figures
 from invocations_app.storage.grouping import NotSwift
@@ -162,7 +162,7 @@ def _find_or_make(connection: Any, cursor: Any, request: TurnRequest, now: Any) 
         made = cursor.fetchone()
         if made is None:
             raise NotSwift
-        return ClaimedSession(made[0], key, opaque_id, version=0, claim_number=1, state="", rows=())
+        return ClaimedSession(made[0], key, opaque_id, version=0, claim_number=1, state="")
     pk, endpoint, user_key, chat_key, found_id, opaque_id, state, version, claim_number, claimed_by, pending = row
     if claimed_by is not None or pending:
         raise NotSwift
@@ -171,11 +171,12 @@ def _find_or_make(connection: Any, cursor: Any, request: TurnRequest, now: Any) 
     cursor.execute(statement(vendor, _WAITS), [pk])
     if cursor.fetchone() is not None:
         raise NotSwift
+    history = kept.sessions.take(pk, opaque_id, version, state)
     rows: tuple[MessageRow, ...] = ()
-    if state:
+    if state and history is None:
         cursor.execute(statement(vendor, _READ_MESSAGES), [pk])
-        rows = tuple(MessageRow(*message) for message in cursor.fetchall())
-    return ClaimedSession(pk, key, opaque_id, version, claim_number + 1, state, rows)
+        rows = tuple(map(MessageRow._make, cursor.fetchall()))
+    return ClaimedSession(pk, key, opaque_id, version, claim_number + 1, state, rows, history)
 
 
 def _record(connection: Any, cursor: Any, request: TurnRequest, session: ClaimedSession | None) -> int:

@@ -24,9 +24,9 @@ from invocations_app.exceptions import RunCancelled, RunInterrupted, SessionBusy
 from invocations_app.isolation import Scope
 from invocations_app.models import InvocationRecord, PendingRecord, SessionRecord
 from invocations_app.pending import CheckReply, PendingRequest
-from invocations_app.storage import checkpoints, clock, database, deliveries, pending, records
+from invocations_app.storage import checkpoints, clock, database, deliveries, kept, pending, records
 from invocations_app.storage.invocations import StoredInvocation, interrupt, read_now
-from invocations_app.storage.snapshots import MessageRow
+from invocations_app.storage.snapshots import History, MessageRow
 
 Status = InvocationRecord.Status
 
@@ -83,7 +83,8 @@ class ClaimedSession:
         version: Number of times it was written.
         claim_number: Number of this claim.
         state: Its state text; empty for a new session.
-        rows: Its message rows.
+        rows: Its message rows; none where its history was kept.
+        history: Its history, where it was kept in memory.
         answered: The pending requests that the invocation answers.
         is_rewritten: Whether its rows were changed in claiming it: open calls were closed.
         checkpoint: Text of a workflow's latest checkpoint, or None.
@@ -95,7 +96,8 @@ class ClaimedSession:
     version: int
     claim_number: int
     state: str
-    rows: tuple[MessageRow, ...]
+    rows: tuple[MessageRow, ...] = ()
+    history: History | None = None
     answered: tuple[PendingRequest, ...] = ()
     is_rewritten: bool = False
     checkpoint: str | None = None
@@ -394,7 +396,9 @@ def _claim(
         raise SessionBusy
     if session.claimed_by is not None:
         interrupt(using, session.claimed_by)
-    state, rows = session.state, tuple(records.load_message_rows(using, session.pk))
+    state = session.state
+    history = kept.sessions.take(session.pk, session.opaque_id, session.version, state)
+    rows = tuple(records.load_message_rows(using, session.pk)) if history is None else ()
     checkpoint = checkpoints.latest(using, session.pk) if request.with_checkpoint else None
     if opened:
         # What the run starts from was read above; what it leaves if it fails is written here.
@@ -408,6 +412,7 @@ def _claim(
         claim_number=session.claim_number + 1,
         state=state,
         rows=rows,
+        history=history,
         answered=tuple(pending.request_of(record) for record in opened),
         is_rewritten=bool(opened),
         checkpoint=checkpoint,

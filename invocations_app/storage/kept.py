@@ -1,0 +1,147 @@
+"""The sessions of the last turns, kept in this process's memory, so that the next turn need not read them.
+
+The database decides: a turn reads the session's row first, and goes on from what
+is kept only if that is what the row says, by its opaque id, its version and its
+whole state text, in which each writing has a mark of its own. So another
+process's turn, a reset, a row of the same number after a deletion, or a
+database that was put back are all told apart.
+
+What is kept is what reading the rows would give: messages that were read and
+have not changed since, and the texts of all others. It is taken out for the
+turn, so no two turns ever hold the same objects, and comes back with a commit
+that was confirmed; whatever else becomes of a turn, it is gone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from invocations_app import conf
+from invocations_app.storage.snapshots import Change, History, Known
+
+# Rough sizes of what is kept beside the texts, in bytes: of a session, of a message's text, and of its objects.
+_SESSION_BYTES = 1500
+_MESSAGE_BYTES = 150
+_OBJECTS_BYTES = 3000
+# Whoever said nothing for so long has most likely left.
+_IDLE_SECONDS = 900
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    opaque_id: str
+    version: int
+    state: str
+    history: History
+    size: int
+    since: float
+
+
+class SessionKeep:
+    """Sessions by the primary key of their row, the latest last; of any thread.
+
+    How many and how much it holds is bounded by ``SESSION_CACHE_COUNT`` and
+    ``SESSION_CACHE_BYTES``. Who was silent for 15 minutes goes with the next put.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def size(self) -> int:
+        """Estimated memory of what is kept, in bytes."""
+        return self._size
+
+    def take(self, session_pk: int, opaque_id: str, version: int, state: str) -> History | None:
+        """Take out what is kept of a session, for the turn that has claimed it.
+
+        Args:
+            session_pk: Primary key of its row.
+            opaque_id: What the row says.
+            version: Likewise.
+            state: Likewise.
+
+        Returns:
+            Its history; None where nothing is kept, or something else than the row says.
+        """
+        kept = self._pop(session_pk)
+        if kept is None or (kept.opaque_id, kept.version, kept.state) != (opaque_id, version, state):
+            return None
+        return kept.history
+
+    def put(self, session_pk: int, opaque_id: str, version: int, change: Change) -> None:
+        """Keep a session as a turn has left it, once the commit is confirmed.
+
+        Args:
+            session_pk: Primary key of its row.
+            opaque_id: What the row says.
+            version: The version that the turn has written.
+            change: What it has written. Its session must not be used any more.
+        """
+        host = conf.get_host()
+        if not host.session_cache_count or not host.session_cache_bytes:
+            self.drop(session_pk)
+            return
+        history, size = _as_read(change.history)
+        size += len(change.state)
+        now = time.monotonic()
+        self._pop(session_pk)
+        if size > host.session_cache_bytes:
+            return
+        with self._lock:
+            self._kept[session_pk] = _Kept(opaque_id, version, change.state, history, size, now)
+            self._size += size
+            while (
+                len(self._kept) > host.session_cache_count
+                or self._size > host.session_cache_bytes
+                or next(iter(self._kept.values())).since < now - _IDLE_SECONDS
+            ):
+                self._size -= self._kept.popitem(last=False)[1].size
+
+    def drop(self, session_pk: int) -> None:
+        """Forget a session.
+
+        Args:
+            session_pk: Primary key of its row.
+        """
+        self._pop(session_pk)
+
+    def clear(self) -> None:
+        """Forget all sessions."""
+        with self._lock:
+            self._kept.clear()
+            self._size = 0
+
+    def _pop(self, session_pk: int) -> _Kept | None:
+        with self._lock:
+            kept = self._kept.pop(session_pk, None)
+            if kept is not None:
+                self._size -= kept.size
+            return kept
+
+
+def _as_read(history: History) -> tuple[History, int]:
+    """Return a history as the next turn would read it, and its size; what was not read is left as text."""
+    sources: dict[str, list[Known]] = {}
+    size = _SESSION_BYTES
+    for source_id, known in history.sources.items():
+        kept = [item if item.is_read else Known(None, item.role, item.payload, None, is_read=True) for item in known]
+        sources[source_id] = kept
+        size += _MESSAGE_BYTES * len(kept)
+        for item in kept:
+            size += len(item.payload)
+            if item.message is not None:
+                size += _OBJECTS_BYTES + len(item.payload)
+    return History(sources), size
+
+
+#: What this process keeps.
+sessions = SessionKeep()

@@ -1,0 +1,79 @@
+"""Messages from their texts: whichever way they are made, they are what the framework makes of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from agent_framework import AgentSession, Content, Message
+
+from invocations_app.storage.decoding import decode_messages
+from tests.test_snapshots import CONTENTS
+
+TEXT = {"type": "text", "text": "a", "additional_properties": {}}
+BARE = {"type": "message", "role": "user", "contents": [TEXT], "additional_properties": {}}
+
+DOCUMENTS: dict[str, dict[str, Any]] = {
+    **{
+        f"content: {name}": Message("assistant", [content], message_id="m1").to_dict()
+        for name, content in CONTENTS.items()
+    },
+    "all fields": Message("user", ["a"], author_name="Ann", message_id="m", additional_properties={"a": {}}).to_dict(),
+    "several texts": Message("user", ["a", "", "\u2028\ud800"]).to_dict(),
+    "text and image": Message("user", ["a", Content.from_data(b"x", "image/png")]).to_dict(),
+    "no contents": Message("user", []).to_dict(),
+    "contents left out": {"type": "message", "role": "user"},
+    "contents that are null": BARE | {"contents": None},
+    "a content that is null": BARE | {"contents": [None, TEXT]},
+    "a content that is a string": BARE | {"contents": ["a"]},
+    "a text without its text": BARE | {"contents": [{"type": "text"}]},
+    "deep properties": BARE | {"contents": [TEXT | {"additional_properties": {"a": {"b": [1]}}}]},
+    "an annotated text": BARE | {"contents": [TEXT | {"annotations": [{"type": "citation", "title": "t"}]}]},
+}
+
+
+def everything(value: Any) -> Any:
+    """Return all there is in a message, fields that are not set included."""
+    if isinstance(value, (Message, Content)):
+        return type(value), {name: everything(item) for name, item in vars(value).items()}
+    return [everything(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("document", DOCUMENTS.values(), ids=DOCUMENTS.keys())
+def test_a_message_is_what_the_framework_makes_of_it(document: dict[str, Any]) -> None:
+    (decoded,) = decode_messages([json.dumps(document)])
+    theirs = AgentSession.from_dict({"session_id": "-", "state": {"messages": [json.loads(json.dumps(document))]}})
+    assert everything(decoded) == everything(theirs.state["messages"][0])
+
+
+def test_messages_share_nothing() -> None:
+    first, second = decode_messages([json.dumps(BARE)] * 2)
+    first.additional_properties["a"] = first.contents[0].additional_properties["a"] = 1
+    assert (second.additional_properties, second.contents[0].additional_properties) == ({}, {})
+
+
+def test_many_come_in_their_order() -> None:
+    texts = [json.dumps(BARE | {"message_id": str(number)}) for number in range(300)]
+    assert [message.message_id for message in decode_messages(texts)] == [str(number) for number in range(300)]
+    assert decode_messages([]) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        '"a"',
+        "{}",
+        '{"type": "session"}',
+        '{"type": "message", "role": "user"}, {"type": "message", "role": "user"}',
+        '{"type": "message", "role": "user", "unknown": 1}',
+        '{"type": "message", "contents": []}',
+        '{"type": "message", "role": "user", "contents": [',
+    ],
+)
+def test_what_is_no_message_is_refused(text: str) -> None:
+    with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+        decode_messages([json.dumps(BARE), text])
