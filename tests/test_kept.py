@@ -14,7 +14,8 @@ from agent_framework import AgentSession, Content, InMemoryHistoryProvider, Mess
 
 from invocations_app.isolation import Scope
 from invocations_app.models import MessageRecord, SessionRecord
-from invocations_app.storage import OrmSessionStore, kept, reset_session, snapshots
+from invocations_app.storage import OrmSessionStore, groups, kept, reset_session, snapshots
+from invocations_app.storage.grouping import NotSwift
 from invocations_app.storage.kept import SessionKeep
 from invocations_app.storage.snapshots import Change, History
 from tests import approval_fakes, fakes
@@ -29,9 +30,9 @@ SCOPE = Scope("default")
 
 @contextlib.contextmanager
 def no_message_is_read() -> Iterator[None]:
-    """Fail every statement that reads messages: only a turn that needs none gets through."""
+    """Fail every statement that reads messages: only a turn that needs none gets through. They may be counted."""
     messages = f'FROM "{MessageRecord._meta.db_table}"'
-    with failing_statements(lambda sql: messages in sql):
+    with failing_statements(lambda sql: messages in sql and "COUNT(*)" not in sql):
         yield
 
 
@@ -169,6 +170,22 @@ async def test_a_row_that_says_something_else_is_believed(column):
 
     await on_database(write)
     assert await say("two") == ["other", "one", "two"]
+
+
+@pytest.mark.parametrize("position", [0, 1])
+@pytest.mark.parametrize("is_grouped", [True, False])
+async def test_a_message_that_is_gone_is_missed(monkeypatch, position, is_grouped):
+    await say("one")
+    await on_database(lambda: MessageRecord.objects.filter(position=position).delete())
+    if not is_grouped:
+        monkeypatch.setattr(groups._begins, "_swift", _not_swift)
+    response = await post({"message": "two", "session_id": "s1"})
+    assert (response.status_code, response.content) == (500, b'{"error":"the stored session cannot be read"}')
+    assert len(kept.sessions) == 0
+
+
+def _not_swift(*_: Any) -> Any:
+    raise NotSwift
 
 
 async def test_a_session_that_was_reset_starts_afresh():

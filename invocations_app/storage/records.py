@@ -116,6 +116,16 @@ def load_message_rows(using: str, session_pk: int) -> list[MessageRow]:
     return list(map(MessageRow._make, values))
 
 
+def count_messages(using: str, session_pk: int) -> int:
+    """Return how many message rows a session has.
+
+    Args:
+        using: Alias of the database.
+        session_pk: Primary key of the session's row.
+    """
+    return MessageRecord.objects.using(using).filter(session_id=session_pk).count()
+
+
 def write_messages(using: str, session_pk: int, change: Change, *, invocation_pk: int | None, now: datetime) -> None:
     """Bring the message rows of a session to where a change says they are.
 

@@ -86,6 +86,7 @@ WHERE id = %s AND claimed_by IS NULL
 _READ_MESSAGES = f"""
 SELECT source_id, position, role, payload FROM "{_MESSAGES}" WHERE session_id = %s ORDER BY source_id, position
 """  # noqa: S608
+_COUNT_MESSAGES = f'SELECT COUNT(*) FROM "{_MESSAGES}" WHERE session_id = %s'  # noqa: S608
 _ADVANCE = f"""
 UPDATE "{_SESSIONS}" SET state = %s, message_count = %s, version = version + 1, updated_at = %s,
        claimed_by = NULL, claim_expires_at = NULL
@@ -172,6 +173,10 @@ def _find_or_make(connection: Any, cursor: Any, request: TurnRequest, now: Any) 
     if cursor.fetchone() is not None:
         raise NotSwift
     history = kept.sessions.take(pk, opaque_id, version, state)
+    if history is not None:
+        cursor.execute(statement(vendor, _COUNT_MESSAGES), [pk])
+        if cursor.fetchone()[0] != history.count:
+            history = None
     rows: tuple[MessageRow, ...] = ()
     if state and history is None:
         cursor.execute(statement(vendor, _READ_MESSAGES), [pk])

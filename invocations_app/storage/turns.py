@@ -398,6 +398,8 @@ def _claim(
         interrupt(using, session.claimed_by)
     state = session.state
     history = kept.sessions.take(session.pk, session.opaque_id, session.version, state)
+    if history is not None and history.count != records.count_messages(using, session.pk):
+        history = None
     rows = tuple(records.load_message_rows(using, session.pk)) if history is None else ()
     checkpoint = checkpoints.latest(using, session.pk) if request.with_checkpoint else None
     if opened:
