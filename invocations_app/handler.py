@@ -20,17 +20,19 @@ import io
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, iscoroutinefunction, sync_to_async
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, MiddlewareNotUsed, RequestAborted
 from django.core.handlers.asgi import ASGIHandler, get_script_prefix
 from django.core.handlers.exception import convert_exception_to_response
-from django.urls import Resolver404, ResolverMatch, get_resolver, set_script_prefix, set_urlconf
+from django.urls import Resolver404, ResolverMatch, URLResolver, get_resolver, set_script_prefix, set_urlconf
 from django.utils.log import log_response
 from django.utils.module_loading import import_string
 
 from invocations_app import conf
+from invocations_app.runs import StreamBody
 from invocations_app.storage import database
 from invocations_app.views.base import InvocationsView
 
@@ -45,6 +47,7 @@ DEFAULT_MIDDLEWARE = (
 _WATCH_SECONDS = 0.05
 # Where a scope carries what its path was resolved to.
 _MATCH = "invocations_app.match"
+_matches: WeakKeyDictionary[URLResolver, dict[str, ResolverMatch]] = WeakKeyDictionary()
 
 
 class InvocationsHandler(ASGIHandler):
@@ -158,22 +161,25 @@ class InvocationsHandler(ASGIHandler):
         return response
 
     async def _send(self, response: Any, send: Any) -> None:
-        if not response.streaming:
+        """Send a response; one of the app's own streams without Django's layers around each of its pieces."""
+        body = getattr(response, "_iterator", None) if response.streaming else None
+        if not isinstance(body, StreamBody):
             await self.send_response(response, send)
             return
-        # A stream's body cancels the task that sends it when its reader takes nothing. The server must not see
-        # that as a failure, so the task is not the server's.
-        sending = asyncio.create_task(self.send_response(response, send))
+        headers = [(name.encode("ascii"), value.encode("latin-1")) for name, value in response.items()]
+        headers += [(b"Set-Cookie", cookie.OutputString().encode("ascii")) for cookie in response.cookies.values()]
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         try:
-            await asyncio.wait([sending])
+            async for chunk in body:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except asyncio.CancelledError:
-            sending.cancel()
-            await asyncio.wait([sending])
-            if not sending.cancelled():
-                sending.exception()
-            raise
-        if not sending.cancelled():
-            sending.result()
+            # The body cancels the task that sends it when its reader takes nothing: for the server no failure.
+            if not body.is_cause():
+                raise
+            return
+        finally:
+            body.leave()
+        await send({"type": "http.response.body"})
 
 
 def _layer(path: str, chain: Any) -> Any:
@@ -258,10 +264,23 @@ def by_path(django: ASGIApplication, invocations: ASGIApplication | None = None)
 def _resolve(scope: Any) -> ResolverMatch | None:
     """Return the match of a path that belongs to a view of an endpoint, and to nobody else's below its path."""
     path = scope["path"].removeprefix(get_script_prefix(scope))
+    resolver = get_resolver(settings.ROOT_URLCONF)
+    # Where Django forgets its resolvers, it forgets what they found too.
+    known = _matches.setdefault(resolver, {})
+    match = known.get(path)
+    if match is None:
+        match = _match(resolver, path)
+        if match is not None and not match.kwargs:
+            # The endpoints' own paths, of which there are a few: those with an id in them are without number.
+            known[path] = match
+    return match
+
+
+def _match(resolver: URLResolver, path: str) -> ResolverMatch | None:
     if not any(f"{path}/".startswith(f"/{endpoint.path}/") for endpoint in conf.get_endpoints().values()):
         return None
     try:
-        match = get_resolver(settings.ROOT_URLCONF).resolve(path)
+        match = resolver.resolve(path)
     except Resolver404:
         return None
     view = getattr(match.func, "view_class", None)

@@ -21,6 +21,9 @@ class Source:
             self.chunks.put_nowait(chunk)
         self.left = 0
 
+    def ready(self) -> bytes | None:
+        return None
+
     async def next(self) -> bytes:
         chunk = await self.chunks.get()
         if isinstance(chunk, BaseException):

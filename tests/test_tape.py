@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from invocations_app.runs.tape import CHUNK_BYTES, HIGH_WATER, LOG_HIGH_WATER, Place, Tape
+from invocations_app.runs.tape import CHUNK_BYTES, HIGH_WATER, HIGH_WATER_BYTES, LOG_HIGH_WATER, Place, Tape
 
 
 def frames(*numbers: int) -> list[bytes]:
@@ -222,6 +222,18 @@ async def test_writer_waits_for_the_slowest_holder() -> None:
     assert await is_waiting(waiting)
     slow.take()
     await asyncio.wait_for(waiting, 1)
+
+
+async def test_writer_waits_for_a_holder_with_many_bytes_to_take() -> None:
+    tape = unlogged_tape()
+    slow = tape.hold()
+    tape.append([b"x" * (HIGH_WATER_BYTES // 2)] * 2)
+    waiting = asyncio.create_task(tape.room())
+    assert await is_waiting(waiting)
+    slow.take()
+    await asyncio.wait_for(waiting, 1)
+    tape.append([b"x" * (HIGH_WATER_BYTES // 2 - 1)])
+    await asyncio.wait_for(tape.room(), 1)
 
 
 async def test_writer_waits_no_longer_when_the_slow_holder_leaves() -> None:

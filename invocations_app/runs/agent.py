@@ -125,7 +125,7 @@ async def _run_streamed(endpoint: EndpointSettings, stream: Any, invocation: Inv
             if text:
                 pieces.append(text)
                 await publish(TextDelta(text))
-            if time.monotonic() - breath > _BREATH_SECONDS or len(pieces) == 1:
+            if time.monotonic() - breath > _BREATH_SECONDS:
                 await asyncio.sleep(0)
                 breath = time.monotonic()
         finalize = getattr(stream, "get_final_response", None)

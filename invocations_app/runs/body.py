@@ -21,6 +21,10 @@ _UNREAD_SECONDS = 2.0
 class Source(Protocol):
     """Where the wire events of a response come from."""
 
+    def ready(self) -> bytes | None:
+        """Return the events that are ready in one piece; empty at the end, None where one has to wait."""
+        ...
+
     async def next(self) -> bytes:
         """Wait for events; return those that are ready in one piece, empty at the end.
 
@@ -68,22 +72,28 @@ class StreamBody:
                 self._sender.add_done_callback(_leave_of(weakref.ref(self)))
         if self._source is None:
             raise StopAsyncIteration
-        try:
-            async with asyncio.timeout(self._keepalive_seconds) as silence:
-                chunk = await self._source.next()
-        except TimeoutError:
-            if not silence.expired():
+        chunk = self._source.ready()
+        if chunk is None:
+            try:
+                async with asyncio.timeout(self._keepalive_seconds) as silence:
+                    chunk = await self._source.next()
+            except TimeoutError:
+                if not silence.expired():
+                    self.leave()
+                    raise
+                chunk = KEEPALIVE
+            except BaseException:
                 self.leave()
                 raise
-            chunk = KEEPALIVE
-        except BaseException:
-            self.leave()
-            raise
         if not chunk:
             self.leave()
             raise StopAsyncIteration
         self._handed_at = self._loop.time()
         return chunk
+
+    def is_cause(self) -> bool:
+        """Return whether its sender was cancelled by this alone; then it counts as not cancelled any more."""
+        return self._is_cut and self._sender is not None and self._sender.uncancel() == 0
 
     def leave(self) -> None:
         """Stop reading; harmless when done before."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("invocations_app.runs")
 
 #: Wire events of one run that are written to the log without waiting for the interval.
-FLUSH_EVENTS = 64
+FLUSH_EVENTS = 256
 # A cancellation asked for in another process is heard of within this time.
 _LOOK_SECONDS = 0.5
 # A lease is renewed this many times before it would expire.

@@ -56,18 +56,23 @@ class FirstReader:
         self._run.tape.release(self._place)
         return await self._wait(self._run.ended)
 
+    def ready(self) -> bytes | None:
+        """Return the wire events that are ready, with the last one after them; empty at the end, None for nothing."""
+        tape, place = self._run.tape, self._place
+        frames = place.take()
+        if not tape.closed:
+            return b"".join(frames) if frames else None
+        frames = frames or []
+        if place.position >= tape.last and not self._final:
+            self._final = True
+            frames.append(tape.final)
+        return b"".join(frames)
+
     async def next(self) -> bytes:
         """Wait for wire events; return those that are ready, empty at the end."""
-        tape = self._run.tape
-        while True:
-            frames = self._place.take()
-            if frames:
-                return b"".join(frames)
-            if tape.closed:
-                final = b"" if self._final else tape.final
-                self._final = True
-                return final
+        while (chunk := self.ready()) is None:
             await self._place.wait()
+        return chunk
 
     def body(self) -> StreamBody:
         """Return the wire events from the first one, as the body of a response."""
@@ -132,6 +137,10 @@ class Joiner:
             return self._stored if self._stored.has_ended else await wait_for_end(self._stored.pk)
         finally:
             self.leave()
+
+    def ready(self) -> bytes | None:
+        """Return None: what is ready may be in another process, and is waited for."""
+        return None
 
     async def next(self) -> bytes:
         """Wait for wire events; return those that are ready, empty at the end."""

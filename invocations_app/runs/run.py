@@ -69,6 +69,8 @@ logger = logging.getLogger("invocations_app.runs")
 _PATIENCE_SECONDS = 20
 # What says no more than that a caller came at a bad time, or to the wrong server: nothing to look into.
 _REFUSALS = (Overloaded, ShuttingDown, StreamsNeedAsgi)
+# Steps of the loop that a response takes at most from the view to its first event, with some middleware.
+_FIRST_STEPS = 16
 # How often a run whose last reader here has left looks for readers elsewhere.
 _JOINED_POLL_SECONDS = 1
 
@@ -428,12 +430,19 @@ class Run:
         if isinstance(event, StepTaken):
             self._steps.take(event.kind, event.name, timezone.now() if event.is_timed else None)
             return
-        self._note_first_byte()
-        if self.invocation.stream:
-            self.tape.append(self._encoder.encode(event))
-            if self.tape.unlogged >= FLUSH_EVENTS:
-                self._host.flush_soon()
-            await self.tape.room()
+        first = self._first_byte_at is None
+        if first:
+            self._first_byte_at = timezone.now()
+        if not self.invocation.stream:
+            return
+        tape = self.tape
+        tape.append(self._encoder.encode(event))
+        if tape.unlogged >= FLUSH_EVENTS:
+            self._host.flush_soon()
+        if first:
+            await _give_way(tape)
+        if tape.is_full:
+            await tape.room()
 
     async def _commit(self, turn: Turn, answer: Answer, change: SessionChange | None) -> None:
         """Write everything in one transaction, which a cancellation does not cut."""
@@ -535,6 +544,14 @@ class Run:
         shown = copy.copy(error)
         shown.text = str(cause) or type(cause).__name__
         return shown
+
+
+async def _give_way(tape: Tape) -> None:
+    """Let the first reader have the first event before the target goes on: it may keep the loop to itself."""
+    for _ in range(_FIRST_STEPS):
+        if not tape.is_unread:
+            return
+        await asyncio.sleep(0)
 
 
 def _as_invocation_error(error: BaseException) -> InvocationError:

@@ -13,7 +13,9 @@ from collections import deque
 from itertools import islice
 
 #: Wire events that the first reader may be behind before the run waits for it.
-HIGH_WATER = 64
+HIGH_WATER = 256
+#: Bytes of them, whichever is reached first.
+HIGH_WATER_BYTES = 256 * 1024
 #: Wire events that may wait for the log before the run waits for it: more only when the database is away.
 LOG_HIGH_WATER = 1024
 #: Bytes handed over in one write. A reader on a slow line has the stall time for each of them.
@@ -30,6 +32,7 @@ class Tape:
         self._room = asyncio.Event()
         self._logged: int | None = 0
         self.dropped = 0
+        self.written_bytes = 0
         self.closed = False
         self.final = b""
 
@@ -51,7 +54,11 @@ class Tape:
         """
         if frames:
             self._frames.extend(frames)
-            self._trim()
+            for frame in frames:
+                self.written_bytes += len(frame)
+            if self._logged is None and not self._holders:
+                # Nobody needs them.
+                self._trim()
             self._wake()
 
     def close(self, final: list[bytes]) -> None:
@@ -66,14 +73,25 @@ class Tape:
 
     async def room(self) -> None:
         """Wait until neither a reader that holds the tape nor the log is too far behind."""
-        while self._is_full():
+        while self.is_full:
             self._room.clear()
             await self._room.wait()
 
-    def _is_full(self) -> bool:
-        return self.unlogged >= LOG_HIGH_WATER or any(
-            self.last - place.position >= HIGH_WATER for place in self._holders
+    @property
+    def is_full(self) -> bool:
+        """Whether a reader that holds the tape, or the log, is too far behind."""
+        last = self.dropped + len(self._frames)
+        if self._logged is not None and last - self._logged >= LOG_HIGH_WATER:
+            return True
+        return any(
+            last - place.position >= HIGH_WATER or self.written_bytes - place.taken_bytes >= HIGH_WATER_BYTES
+            for place in self._holders
         )
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether a reader that holds the tape has taken nothing of it yet."""
+        return any(place.position == 0 for place in self._holders)
 
     def hold(self) -> Place:
         """Return a place at the start whose reader the writer waits for."""
@@ -157,15 +175,17 @@ class Place:
 
     Attributes:
         position: Number of the last event taken.
+        taken_bytes: Bytes of the events up to it, on a tape that is held from its start.
         news: Set when something was written, or the tape was closed.
     """
 
-    __slots__ = ("_tape", "news", "position")
+    __slots__ = ("_tape", "news", "position", "taken_bytes")
 
     def __init__(self, tape: Tape, position: int) -> None:
         self._tape = tape
         self.news = asyncio.Event()
         self.position = position
+        self.taken_bytes = 0
 
     def take(self) -> list[bytes] | None:
         """Return what is ready, up to about `CHUNK_BYTES`; None where it is gone from here."""
@@ -173,6 +193,8 @@ class Place:
         frames = self._tape.frames_after(self.position)
         if frames:
             self.position += len(frames)
+            for frame in frames:
+                self.taken_bytes += len(frame)
             self._tape._trim()
         return frames
 

@@ -16,8 +16,8 @@ from django.utils import timezone
 from invocations_app.models import EventRecord, InvocationRecord
 from invocations_app.storage import clock, database, notify
 
-# Rows of up to 64 events; a reader takes a few at a time, so that a long log does not fill memory.
-_ROWS_A_READ = 16
+# Rows of up to 256 events; a reader takes a few at a time, so that a long log does not fill memory.
+_ROWS_A_READ = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,10 @@ class _Numbered:
     def __init__(self, follower: Follower) -> None:
         self._follower = follower
 
+    def ready(self) -> bytes | None:
+        """Return None: what is ready may be in another process, and is waited for."""
+        return None
+
     async def next(self) -> bytes:
         return b"".join(sse.with_id(frame, number) for number, frame in await self._follower.next())
 
