@@ -251,7 +251,8 @@ async def test_a_follower_is_sent_what_comes_at_once(monkeypatch):
 async def test_every_point_of_leaving_and_coming_back_gives_the_whole():
     pieces = [f"{number} " for number in range(12)]
     gates = [fakes.gate(f"g{number}") for number in range(12)]
-    fakes.script([step for pair in zip(gates, pieces, strict=True) for step in pair])
+    # Held before its end, which would come together with the last piece.
+    fakes.script([*(step for pair in zip(gates, pieces, strict=True) for step in pair), fakes.gate("end")])
     first = Reader(await ask("i1", STREAM))
     parts: list[tuple[int, bytes]] = []
     followers: list[tuple[int, Reader]] = []
@@ -260,6 +261,7 @@ async def test_every_point_of_leaving_and_coming_back_gives_the_whole():
         await first.until(b"data: %d \n\n" % number)
         parts.append((number + 1, first.body))
         followers.append((number + 1, Reader(await get("i1/events", last_event_id=str(number + 1)))))
+    fakes.gate("end").open()
     whole = await first.rest()
     for (seen, before), (after, follower) in zip(parts, followers, strict=True):
         assert seen == after
