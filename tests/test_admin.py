@@ -1,11 +1,14 @@
 """The admin: what its pages show, to whom, with how many queries, and that nothing in a record harms them."""
 
 import json
+import re
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from django.urls import reverse
 
+from invocations_app.admin import base
 from invocations_app.admin.display import MAX_TEXT_CHARACTERS, excerpt, pretty_json, seconds
 from invocations_app.models import InvocationRecord, MessageRecord, SessionRecord
 from tests.admin_records import (
@@ -19,6 +22,8 @@ from tests.admin_records import (
     page_of,
     text_of,
 )
+
+STYLES = Path(base.__file__).parent.parent / "static" / "invocations_app" / "admin.css"
 
 
 class TestDisplay:
@@ -45,6 +50,19 @@ class TestDisplay:
 
     def test_what_has_not_ended_has_no_duration(self):
         assert seconds(NOW, None) == "-"
+
+
+def test_no_rule_of_the_style_sheet_swallows_the_next_one():
+    """A brace that is missing makes all that follows part of the rule, and no browser complains."""
+    text = re.sub(r"/\*.*?\*/", "", STYLES.read_text(), flags=re.DOTALL)
+    opened = []
+    for selector, brace in re.findall(r"([^{}]*)([{}])", text):
+        if brace == "}":
+            opened.pop()
+        else:
+            assert all(outer.startswith("@media") for outer in opened), selector
+            opened.append(selector.strip())
+    assert opened == []
 
 
 class TestWhoMayWhat:
