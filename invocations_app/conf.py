@@ -299,6 +299,8 @@ class HostSettings:
         startup: Dotted paths of what is called at start-up, in this order, sync
             or async, without arguments.
         shutdown: Likewise at shutdown, when no run lives any more.
+        gc_freeze: At the end of start-up, take all objects there are out of the
+            garbage collector's rounds.
         shutdown_grace_seconds: Time that runs have to end once the process was
             asked to; then they are interrupted.
         max_concurrent_runs: Runs and waiting turns that a process takes on.
@@ -320,6 +322,7 @@ class HostSettings:
     require_targets: bool = _setting(_boolean, True)
     startup: tuple[str, ...] = _setting(_paths, ())
     shutdown: tuple[str, ...] = _setting(_paths, ())
+    gc_freeze: bool = _setting(_boolean, True)
     shutdown_grace_seconds: float = _setting(_number("seconds", minimum=0), 20)
     max_concurrent_runs: int = _setting(_number("runs", minimum=1, whole=True), 1000)
     lease_seconds: float = _setting(_number("seconds", minimum=1), 15)

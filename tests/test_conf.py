@@ -78,6 +78,7 @@ def test_every_default_is_as_documented():
         background_tasks_backend=None,
         startup=(),
         shutdown=(),
+        gc_freeze=True,
         shutdown_grace_seconds=20,
     )
 
@@ -137,6 +138,7 @@ def test_every_key_of_the_process_is_read():
         "BACKGROUND_TASKS_BACKEND": "default",
         "STARTUP": ("a.b", "c.d"),
         "SHUTDOWN": ("e.f",),
+        "GC_FREEZE": False,
         "SHUTDOWN_GRACE_SECONDS": 0,
         "REDACTOR": "g.h",
     }
@@ -263,6 +265,7 @@ def test_a_value_that_a_key_cannot_have(key, value, hint):
         ("STARTUP", ["b"], PATHS),
         ("SHUTDOWN", [print], PATHS),
         ("SHUTDOWN", None, PATHS),
+        ("GC_FREEZE", 1, TRUTH),
         ("SHUTDOWN_GRACE_SECONDS", -1, "Write a number of seconds, 0 or more."),
         ("SHUTDOWN_GRACE_SECONDS", None, "Write a number of seconds, 0 or more."),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,33 @@ class Server:
         await self.to_app.put({"type": event})
         await self.answered.wait()
         return self.sent[-1]
+
+
+@pytest.fixture
+def _thawed() -> Iterator[None]:
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_thawed")
+@pytest.mark.parametrize("is_on", [True, False])
+async def test_what_lives_as_long_as_the_process_is_frozen(is_on):
+    with override_settings(INVOCATIONS=MANAGED, INVOCATIONS_HOST={"GC_FREEZE": is_on}):
+        server = Server()
+        await server.tell("lifespan.startup")
+        assert (gc.get_freeze_count() > 10_000) is is_on
+        await server.tell("lifespan.shutdown")
+        await server.task
+        assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.usefixtures("_thawed")
+@override_settings(INVOCATIONS=BROKEN)
+async def test_a_boot_that_is_refused_freezes_nothing():
+    server = Server()
+    assert (await server.tell("lifespan.startup"))["type"] == "lifespan.startup.failed"
+    assert gc.get_freeze_count() == 0
 
 
 @override_settings(INVOCATIONS=MANAGED)

@@ -20,7 +20,8 @@ def with_lifespan(asgi_app: AsgiApp) -> AsgiApp:
     """Return an ASGI application that starts and stops the app with its server.
 
     At start-up every target is resolved and, where it is kept, entered; then the
-    ``STARTUP`` callbacks of ``INVOCATIONS_HOST`` are called. Wrong settings, a
+    ``STARTUP`` callbacks of ``INVOCATIONS_HOST`` are called, and what there is by
+    then is taken out of the garbage collector's rounds (``GC_FREEZE``). Wrong settings, a
     target that cannot be had, or a callback that fails stop the boot with the
     reason. With ``REQUIRE_TARGETS`` False the first two are logged instead, 503
     at ``/readiness`` and 500 to callers.

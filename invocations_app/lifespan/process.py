@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import logging
 
 from django.db import connections
@@ -32,6 +33,7 @@ class Process:
         self._signals = SignalChain(self._begin_to_drain)
         self._draining: asyncio.Task[None] | None = None
         self._was_started = False
+        self._is_frozen = False
 
     async def start(self) -> str | None:
         """Get ready to serve; return why the boot is refused, or None."""
@@ -49,7 +51,15 @@ class Process:
             logger.exception("The start failed.")
             return f"the start failed: {type(error).__name__}: {error}"
         self._signals.install()
+        self._freeze()
         return None
+
+    def _freeze(self) -> None:
+        """Let the garbage collector pass over what lives as long as the process."""
+        if conf.get_host().gc_freeze:
+            gc.collect()
+            gc.freeze()
+            self._is_frozen = True
 
     async def stop(self, *, is_cut: bool) -> str | None:
         """Let the runs end, call the callbacks, leave the targets, close the connections.
@@ -60,6 +70,8 @@ class Process:
         Returns:
             What failed, or None.
         """
+        if self._is_frozen:
+            gc.unfreeze()
         try:
             await self._drain(is_cut=is_cut)
             if self._was_started:
