@@ -182,6 +182,22 @@ async def test_request_that_never_arrived_is_sent_again(play: Playground, guard:
 # Sessions
 
 
+async def test_message_waits_until_the_earlier_ones_are_shown(play: Playground) -> None:
+    await play.ask("What is 6 * 7?")
+
+    async def delay(route: Route) -> None:
+        await asyncio.sleep(0.3)
+        await route.continue_()
+
+    await play.page.route("**/sessions?id=*", delay)
+    await play.page.reload()
+    await play.message.fill("What is 1 + 1?")
+    await play.message.press("Enter")
+    await expect(play.page.locator("#conversation .body")).to_have_text(
+        ["What is 6 * 7?", "6 * 7 = 42", "What is 1 + 1?", "1 + 1 = 2"]
+    )
+
+
 async def test_earlier_sessions_of_the_user_are_listed_and_shown(admin_page: Page) -> None:
     play = await Playground(admin_page).open()
     await play.ask("My name is Ada, what is more.")

@@ -14,14 +14,17 @@ export class Attachments {
   async add(files, endpoint) {
     this.tell("");
     for (const file of files) {
-      if (this.images.length >= MAX_IMAGES) return this.tell(`A message takes ${MAX_IMAGES} images.`);
+      if (this.images.length >= MAX_IMAGES) {
+        this.tell(`A message takes ${MAX_IMAGES} images.`);
+        break;
+      }
       try {
         this.images.push(await scaleImage(file, imageBudget(endpoint.maxBodyBytes), endpoint.imageTypes));
       } catch (problem) {
         this.tell(problem.message);
       }
     }
-    return this.#draw();
+    this.#draw();
   }
 
   /** Return the images and let go of them. */

@@ -30,6 +30,7 @@ let current = null; // the run that is being read
 let asking = false; // whether the session waits for a person
 let sent = null; // the last request
 let visits = 0; // what a visit of a session began does not go on in the next one
+let shown = Promise.resolve(); // until what is stored of the session is shown
 
 // What the page says
 
@@ -250,32 +251,40 @@ async function open(alias, id) {
   byId("welcome").hidden = Boolean(id);
   frames.clear();
   tell("");
+  shown = Promise.resolve();
   showSuggestions();
   showState();
   showDraft();
   refreshSessions();
-  if (id) await showStored(id, visit);
+  if (!id) return;
+  const stored = showStored(id, visit);
+  shown = stored;
+  const { live, unsettled } = await stored;
+  for (const one of live) {
+    if (visit !== visits) return;
+    await resume(one);
+  }
+  if (visit === visits && !current) await showOpenQuestions(unsettled, visit);
 }
 
+/** Show what is stored of a session; returns what of it runs, and what is not settled. */
 async function showStored(id, visit) {
   const stored = (await readSession(endpoint, id)) ?? { messages: [], unsettled: [], isWhole: true };
-  if (visit !== visits) return;
+  if (visit !== visits) return { live: [], unsettled: [] };
   byId("welcome").hidden = stored.messages.length > 0;
   if (!stored.isWhole) conversation.append(make("li.note", { textContent: "Earlier messages are in the admin." }));
   if (stored.messages.length) add(...storedMessages(stored.messages));
   const left = running.get(endpoint.alias, id);
   const isTold = stored.messages.some(({ invocation }) => invocation === left?.id);
-  const live = stored.unsettled.filter(({ status }) => status !== "awaiting_input");
+  const live = stored.unsettled
+    .filter(({ status }) => status !== "awaiting_input")
+    .map((one) => ({ id: one.id, words: one.id === left?.id ? left.words : "" }));
   if (left && isTold) running.remove(endpoint.alias, id, left.id);
   else if (left && !live.some((one) => one.id === left.id)) live.push(left);
-  for (const one of live) {
-    await resume({ id: one.id, words: one.id === left?.id ? left.words : "" });
-    if (visit !== visits) return;
-  }
-  await showOpenQuestions(stored, visit);
+  return { live, unsettled: stored.unsettled };
 }
 
-async function showOpenQuestions({ unsettled }, visit) {
+async function showOpenQuestions(unsettled, visit) {
   const asker = unsettled.find(({ status }) => status === "awaiting_input");
   const status = asker && (await readInvocation(endpoint, asker.id));
   if (visit !== visits || !status?.pending?.length) return;
@@ -304,8 +313,9 @@ function visit(alias, id) {
 
 // What the person does
 
-form.addEventListener("submit", (event) => {
+form.addEventListener("submit", async (event) => {
   event.preventDefault();
+  await shown;
   if (current || asking) return tell(asking ? "Answer the question above first." : "The agent is still answering.");
   if (!message.value && !attachments.images.length) return message.focus();
   let made;
