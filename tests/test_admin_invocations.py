@@ -21,9 +21,9 @@ from invocations_app.admin.explain import explain
 from invocations_app.models import InvocationRecord, PendingRecord
 from invocations_app.runs.host import live_runs
 from tests import approval_fakes, fakes
+from tests.admin_records import ESCAPED, INVOCATIONS, SCRIPT, make_invocation, make_session, page_of, text_of
 from tests.client import endpoint, records, rows
 from tests.durable import ask, body_of, scripted, until_idle
-from tests.test_admin import ESCAPED, INVOCATIONS, SCRIPT, make_invocation, make_session, page_of, text_of
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 ONE = {"message": "hi", "session_id": "s1"}

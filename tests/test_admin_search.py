@@ -12,7 +12,7 @@ from invocations_app.admin.search import find_by_correlation_id
 from invocations_app.models import InvocationRecord
 from invocations_app.storage.correlation import milliseconds_of, new_correlation_id
 from invocations_app.storage.figures import minute
-from tests.test_admin import INVOCATIONS, make_invocation
+from tests.admin_records import INVOCATIONS, make_invocation
 
 pytestmark = pytest.mark.django_db
 

@@ -10,7 +10,7 @@ import pytest
 
 from invocations_app.admin.timeline import WIDTH, Segment, timeline_of
 from invocations_app.models import InvocationRecord, PendingRecord
-from tests.test_admin import make_invocation, make_session
+from tests.admin_records import make_invocation, make_session
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 
