@@ -19,11 +19,12 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from invocations_app.admin import contents, exports
-from invocations_app.admin.base import EndpointFilter, ReadOnlyAdmin, username_lookup
+from invocations_app.admin.base import EndpointFilter, username_lookup
 from invocations_app.admin.conversation import read_page
 from invocations_app.admin.display import EMPTY, seconds
 from invocations_app.admin.filters import AgeFilter, ArchivedFilter, PendingFilter, UserFilter, UserKeyFilter
 from invocations_app.admin.redaction import Redactor
+from invocations_app.admin.workflows import WorkflowPages
 from invocations_app.exceptions import SessionBusy
 from invocations_app.models import InvocationRecord, MessageRecord, SessionRecord
 from invocations_app.storage.reset import reset_row
@@ -36,7 +37,7 @@ _NUMBER = re.compile("[1-9][0-9]{0,8}")
 
 
 @admin.register(SessionRecord)
-class SessionAdmin(ReadOnlyAdmin):
+class SessionAdmin(WorkflowPages):
     """Sessions: to read, to take along as files, to reset, and to delete together with their messages."""
 
     actions = ("export_as_json", "export_as_markdown", "reset")
