@@ -32,6 +32,7 @@ from tests.admin_records import (
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "admin.md"
 FAILED = "[not shown: the redactor failed]"
 WITHHELD = "Contents are shown only to those who may read what was said in sessions."
+call = Content.from_function_call(call_id="c1", name="f", arguments="{}")
 IMAGE = "[image/png, withheld: it cannot be redacted]"
 
 
@@ -165,6 +166,19 @@ class TestRedactor:
         )  # fmt: skip
         assert asked["function_call"]["name"] == "*"
         assert asked["function_call"]["arguments"] == {"*": "*"}
+
+    def test_texts_that_follow_each_other_are_redacted_as_one(self, redactor):
+        redactor("hide_rome")
+        thought = Content.from_text_reasoning(text="me?")
+        message = load_message(
+            payload("in Ro", "me", call, "Ro", thought, Content.from_text_reasoning(text="")), Redactor()
+        )
+        assert [(content["type"], content.get("text")) for content in message["contents"]] == [
+            ("text", "in […]"),
+            ("function_call", None),
+            ("text", "Ro"),
+            ("text_reasoning", "me?"),
+        ]
 
     def test_what_looks_like_no_id_is_redacted_in_the_place_of_one(self, redactor):
         redactor("hide_all")

@@ -15,6 +15,7 @@ from invocations_app.admin.redaction import Redactor
 _STRUCTURE = frozenset({"approved", "call_id", "id", "media_type", "message_id", "role", "type"})
 _WORD = re.compile(r"[\w.:/+-]{1,128}", re.ASCII)
 _KEY = re.compile(r"[a-z_]{1,40}")
+_TEXTS = ("text", "text_reasoning")
 _CONTENTS = frozenset({"contents", "items", "outputs", "inputs"})
 
 
@@ -42,12 +43,28 @@ def _fields(value: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
         elif key in _STRUCTURE and (isinstance(item, bool) or (isinstance(item, str) and _WORD.fullmatch(item))):
             redacted[key] = item
         elif key in _CONTENTS and isinstance(item, list):
-            redacted[key] = [_content(content, redactor) for content in item]
+            redacted[key] = [_content(content, redactor) for content in _joined(item)]
         elif key == "function_call":
             redacted[key] = _content(item, redactor)
         else:
             redacted[key] = redactor.value(item)
     return redacted
+
+
+def _joined(contents: list[Any]) -> list[Any]:
+    """Return contents with texts that follow each other in one: between them may be cut what is to be redacted."""
+    joined: list[Any] = []
+    for content in contents:
+        before = joined[-1] if joined else None
+        if _is_text(content) and _is_text(before) and content["type"] == before["type"]:
+            joined[-1] = {**before, "text": before["text"] + content["text"]}
+        else:
+            joined.append(content)
+    return joined
+
+
+def _is_text(content: Any) -> bool:
+    return isinstance(content, dict) and content.get("type") in _TEXTS and isinstance(content.get("text"), str)
 
 
 def _content(value: Any, redactor: Redactor) -> Any:
