@@ -55,7 +55,7 @@ def _joined(contents: list[Any]) -> list[Any]:
     """Return contents with texts that follow each other in one: between them may be cut what is to be redacted."""
     joined: list[Any] = []
     for content in contents:
-        before = joined[-1] if joined else None
+        before: Any = joined[-1] if joined else None
         if _is_text(content) and _is_text(before) and content["type"] == before["type"]:
             joined[-1] = {**before, "text": before["text"] + content["text"]}
         else:
