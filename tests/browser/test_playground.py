@@ -277,3 +277,18 @@ async def test_server_that_cannot_be_asked_to_stop_is_told(play: Playground, gua
     await play.page.keyboard.press("Escape")
     await play.ended()
     await expect(play.answer).to_contain_text("Stopped.")
+
+
+async def test_page_follows_a_long_answer_unless_its_reader_has_scrolled_back(play: Playground) -> None:
+    scroller = play.page.locator("#scroller")
+    below = "(one) => one.scrollHeight - one.scrollTop - one.clientHeight"
+    await play.ask("Say: " + "line\n\n" * 30 + "Donaudampfschifffahrt" * 90)
+    assert await scroller.evaluate(below) < 2
+    await play.say("Count to 60.")
+    await expect(play.body).to_contain_text("2 …")
+    await scroller.evaluate("(one) => one.scrollTo(0, 0)")
+    await expect(play.body).to_contain_text("30 …")
+    assert await scroller.evaluate("(one) => one.scrollTop") == 0
+    await play.page.keyboard.press("Escape")
+    await play.ended()
+    assert await scroller.evaluate("(one) => one.scrollTop") == 0

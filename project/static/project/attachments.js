@@ -44,7 +44,8 @@ export class Attachments {
         this.#draw();
         byId("message").focus();
       });
-      return make("li", {}, make("img", { src: image.uri, alt: image.name }), make("small", { textContent: words }), remove);
+      const picture = make("div.picture", {}, make("img", { src: image.uri, alt: image.name }), remove);
+      return make("li", {}, picture, make("small", { textContent: words }));
     });
     byId("attachments").replaceChildren(...items);
   }

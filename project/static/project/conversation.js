@@ -6,7 +6,7 @@ import { showMarkdown } from "./markdown.js";
 // As often as a person sees a difference; parsing a long answer at each word would not keep up.
 const DRAW_MILLISECONDS = 60;
 
-/** An answer, from its first word to its end. */
+/** An answer, from its first word to its end. `aroundDraw`, where given, is called before it grows, and what it returns after. */
 export class Answer {
   constructor() {
     this.body = make("div.body", { dir: "auto" });
@@ -27,8 +27,9 @@ export class Answer {
     clearTimeout(this.timer);
     this.timer = null;
     if (this.text) this.wait.remove();
+    const afterwards = this.aroundDraw?.();
     showMarkdown(this.body, this.text);
-    this.onDraw?.();
+    afterwards?.();
   }
 
   /** It has ended, well or not. */
@@ -68,7 +69,7 @@ export class Answer {
 export function question(words, images = []) {
   const item = make("li.user", {}, make("h2.offscreen", { textContent: "You" }));
   if (words) item.append(make("div.body.plain", { textContent: words, dir: "auto" }));
-  for (const uri of images) item.append(make("img", { src: uri, alt: "Attached image" }));
+  if (images.length) item.append(make("div.images", {}, ...images.map((src) => make("img", { src, alt: "Attached image" }))));
   return item;
 }
 

@@ -2,14 +2,14 @@
 
 /**
  * Return a new element.
- * @param {string} name of the tag; a class may follow a dot
+ * @param {string} name of the tag; classes may follow dots
  * @param {object} properties such as `textContent`; "aria-…" and "data-…" become attributes
  * @param {...(Node|string)} children
  */
 export function make(name, properties = {}, ...children) {
-  const [tag, className] = name.split(".");
+  const [tag, ...classes] = name.split(".");
   const element = document.createElement(tag);
-  if (className) element.className = className;
+  if (classes.length) element.className = classes.join(" ");
   for (const [key, value] of Object.entries(properties)) {
     if (/^(aria|data)-|^role$/.test(key)) element.setAttribute(key, value);
     else element[key] = value;

@@ -35,7 +35,7 @@ export const readInvocation = (endpoint, id) => get(`${endpoint.about}invocation
 export async function showSessions(endpoint, current, isLoggedIn) {
   const sessions = await list(endpoint, isLoggedIn);
   const items = sessions.map(({ id, title, at, pending }) => {
-    const words = make("span.title", { textContent: title || id, dir: "auto" });
+    const words = make("span.title", { textContent: title || `Untitled ${id.slice(0, 8)}`, dir: "auto" });
     const line = make("small", { textContent: shortTime(at) });
     if (pending) line.append(" · ", make("b", { textContent: "waits for you" }));
     const link = make("a", { href: addressOf(endpoint.alias, id), "data-session": id }, words, line);

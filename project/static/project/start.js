@@ -143,7 +143,7 @@ async function carry(run, answer, begin) {
   const [visit, its, where] = [visits, endpoint, session];
   current = run;
   asking = false;
-  answer.onDraw = () => isAtEnd() && scrollToEnd();
+  answer.aroundDraw = () => (isAtEnd() ? scrollToEnd : null);
   showState();
   tell("The agent is answering …");
   say("The agent is answering.");
