@@ -62,7 +62,7 @@ class TestTimeline:
         assert (timeline.duration, timeline.is_live) == ("2.5 s", True)
         assert [step.label for step in timeline.steps] == ["Begun", "Running"]
         assert timeline.steps[0].note == "in the background, answered in one piece, session claimed at once"
-        assert timeline.segments == (Segment("working", "until the first byte: 2.5 s", 0, WIDTH),)
+        assert timeline.segments == (Segment("working", "working: 2.5 s", 0, WIDTH),)
 
     def test_version_changes_with_what_is_shown_and_not_with_time(self):
         record = make_invocation(status="running")
@@ -110,6 +110,14 @@ class TestTimeline:
             Segment("answering", "from the first byte to the end: 600 ms", 400, 600),
             Segment("tool", "a: 200 ms", 500, 200),
         )
+
+    def test_names_below_the_bar_are_few(self):
+        told = [[kind, f"tool{number}", number] for number in range(20) for kind in ("call", "result")]
+        timeline = timeline_of(make_invocation(finished_at=after(1000), steps=json.dumps(told)))
+        assert len(timeline.segments) == 21
+        assert [segment.kind for segment in timeline.legend] == ["working", *["tool"] * 8]
+        assert timeline.unnamed == "and 12 more"
+        assert timeline_of(make_invocation(finished_at=after(5))).unnamed == ""
 
     def test_clocks_that_differ_break_nothing(self):
         record = make_invocation(

@@ -11,6 +11,7 @@ from django.core.paginator import Paginator
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.utils.functional import cached_property
+from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
 from invocations_app import conf
@@ -125,7 +126,7 @@ class ReadOnlyAdmin(_ModelAdmin):
     @admin.display(description=_("user"))
     def who(self, record: Scoped) -> str:
         """Return the Django user, or the user key where none is behind the row."""
-        return str(record.user or record.user_key)
+        return Truncator(str(record.user or record.user_key)).chars(40)
 
 
 def username_lookup() -> str:

@@ -26,6 +26,8 @@ WIDTH = 1000
 # Invocations ahead in the line are counted up to here.
 _MAX_AHEAD = 100
 _MAX_ASKED = 50
+#: Parts of the bar that are named below it.
+MAX_NAMED = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,17 @@ class Timeline:
     duration: str
     is_live: bool
     version: str
+
+    @property
+    def legend(self) -> list[Segment]:
+        """The parts that are named below the bar: all but the tools that would be too many."""
+        return [segment for place, segment in enumerate(self.segments) if place < MAX_NAMED]
+
+    @property
+    def unnamed(self) -> str:
+        """What is said of the others; empty where there are none."""
+        left = len(self.segments) - len(self.legend)
+        return ngettext("and %d more", "and %d more", left) % left if left > 0 else ""
 
 
 def timeline_of(invocation: InvocationRecord, *, now: datetime | None = None) -> Timeline:
@@ -178,7 +191,7 @@ def _segments(invocation: InvocationRecord, until: datetime | None) -> Iterator[
     scale = WIDTH / (until - begun).total_seconds()
     parts = (
         ("waiting", _("waiting"), begun, claimed),
-        ("working", _("until the first byte"), claimed, first),
+        ("working", _("until the first byte") if invocation.first_byte_at else _("working"), claimed, first),
         ("answering", _("from the first byte to the end"), first, until),
     )
     for kind, name, start, end in parts:
