@@ -173,9 +173,9 @@ async def test_groups_are_sorted_by_session(monkeypatch: pytest.MonkeyPatch) -> 
     for group in (groups._begins, groups._commits):
         original: Callable[..., Any] = group._swift
 
-        def note(connection: Any, cursor: Any, job: Any, original: Callable[..., Any] = original) -> Any:
-            order.append(job)
-            return original(connection, cursor, job)
+        def note(connection: Any, cursor: Any, jobs: Any, original: Callable[..., Any] = original) -> Any:
+            order.extend(jobs)
+            return original(connection, cursor, jobs)
 
         monkeypatch.setattr(group, "_swift", note)
     jobs = begins(12)
@@ -256,9 +256,9 @@ async def test_what_the_swift_way_raises_is_done_alone(
     original: Callable[..., Any] = groups._begins._swift
     jobs = begins(number)
 
-    def breaking(connection: Any, cursor: Any, job: Any) -> Any:
-        outcome = original(connection, cursor, job)
-        if job is jobs[0]:
+    def breaking(connection: Any, cursor: Any, some: Any) -> Any:
+        outcome = original(connection, cursor, some)
+        if jobs[0] in some:
             raise error
         return outcome
 
@@ -325,20 +325,22 @@ async def test_commits_whose_confirmation_got_lost_are_not_written_twice(
     await assert_free_and_whole(number)
 
 
+@pytest.mark.parametrize("together_too", [False, True])
 async def test_transaction_that_the_database_ended_is_done_again_one_by_one(
-    monkeypatch: pytest.MonkeyPatch, alone: list[Any]
+    monkeypatch: pytest.MonkeyPatch, alone: list[Any], together_too: bool
 ) -> None:
     original: Callable[..., Any] = groups._begins._swift
     ended: list[Any] = []
 
-    def ending_it(connection: Any, cursor: Any, job: Any) -> Any:
-        outcome = original(connection, cursor, job)
-        if len(ended) < 3:
-            ended.append(job)
-        if len(ended) == 3:
+    def ending_it(connection: Any, cursor: Any, jobs: Any) -> Any:
+        outcome = original(connection, cursor, jobs)
+        ended.append(jobs)
+        if together_too or len(ended) == 3:
             # As SQLite does by itself when the disk is full.
             cursor.execute("ROLLBACK")
             raise ValueError("no transaction any more")
+        if len(jobs) > 1:
+            raise NotSwift
         return outcome
 
     monkeypatch.setattr(groups._begins, "_swift", ending_it)

@@ -53,7 +53,10 @@ class OneTurn:
 
 def in_transaction(function: Callable[..., Any], job: Any) -> Any:
     with transaction.atomic(), closing(driver_cursor(connection)) as cursor:
-        return function(connection, cursor, job)
+        done = function(connection, cursor, [job])
+    if not done:
+        raise NotSwift
+    return done[0]
 
 
 def begin_swiftly(asked: turns.TurnRequest) -> Turn:
@@ -184,6 +187,69 @@ def test_rows_are_those_of_the_orm(told: list[OneTurn], monkeypatch: pytest.Monk
     assert {row["status"] for row in swiftly[0]["InvocationRecord"]} == {"succeeded"}
 
 
+def together(told: list[OneTurn], asked: list[turns.TurnRequest]) -> None:
+    """Begin and commit turns, all of them in one transaction each."""
+    with transaction.atomic(), closing(driver_cursor(connection)) as cursor:
+        begun = swift.begin(connection, cursor, asked)
+    assert list(begun) == list(range(len(asked)))
+    jobs = []
+    for place, turn in enumerate(told):
+        left = change_of(begun[place], *turn.texts) if begun[place].session is not None else None
+        end = Ending(turn.first_byte_at, Batch(begun[place].record_pk, 1, turn.frames), len(turn.frames))
+        jobs.append(Commit(begun[place], left, turn.answer, end, endings.encode_answer(turn.answer)))
+    with transaction.atomic(), closing(driver_cursor(connection)) as cursor:
+        assert swift.commit(connection, cursor, jobs) == dict.fromkeys(range(len(jobs)))
+
+
+def test_rows_of_turns_together_are_those_of_the_orm(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [
+        OneTurn("s1"),
+        OneTurn("s2", texts=(NASTY, "", "more"), first_byte_at=None),
+        OneTurn("s3", texts=(), answer=Answer("", session_id="s3", usage={"total_token_count": 7})),
+        OneTurn("s4", {"stream": True}, frames=(b"data: x\n\n", b"data: y\n\n")),
+        OneTurn("s5", {"metadata": {"a": NASTY}}, user_pk=7, answer=Answer(NASTY, session_id="s5")),
+        OneTurn(None, {"stream": True}, frames=(b"data: z\n\n",)),
+    ]
+    first = [asked_for(turn) for turn in told]
+    # Rows are written in the order of their keys: told in that order, both ways number them alike.
+    told = [
+        told[place]
+        for place in sorted(range(6), key=lambda place: first[place].scope.key(told[place].session_id or ""))
+    ]
+    scope = first[0].scope
+    ids = [sorted((f"{turn}-{number}" for number in range(12)), key=scope.key) for turn in ("one", "two")]
+    monkeypatch.setattr(snapshots, "new_mark", lambda: "mark")
+    outcomes = []
+    for way in ("orm", "together"):
+        SessionRecord.objects.all().delete()
+        InvocationRecord.objects.all().delete()
+        numbers = itertools.count()
+        monkeypatch.setattr(records, "new_opaque_id", lambda numbers=numbers: f"opaque-{next(numbers)}")
+        for some in ids:
+            asked = [
+                dataclasses.replace(one, invocation=dataclasses.replace(one.invocation, id=name), correlation_id=name)
+                for one, name in zip((asked_for(turn) for turn in told), some, strict=False)
+            ]
+            if way == "together":
+                together(told, asked)
+                continue
+            begun = [turns.begin_now(one) for one in asked]
+            for turn, one in zip(told, begun, strict=True):
+                assert isinstance(one, Turn)
+                left = change_of(one, *turn.texts) if one.session is not None else None
+                frames = Batch(one.record_pk, 1, turn.frames)
+                endings.commit_now(one, left, turn.answer, Ending(turn.first_byte_at, frames, len(turn.frames)))
+        outcomes.append(comparable(rows()))
+    by_orm, swiftly = outcomes
+    for table in by_orm:
+        assert [without_begin(row) for row in swiftly[table]] == [without_begin(row) for row in by_orm[table]], table
+    assert [row["version"] for row in swiftly["SessionRecord"]] == [2] * 5
+
+
+def without_begin(row: dict[str, Any]) -> dict[str, Any]:
+    return {column: given for column, given in row.items() if column != BEGUN_AT[1]}
+
+
 any_text = st.text(st.characters(codec=None), max_size=40)  # with NUL and lone surrogates
 scalar = st.characters(exclude_characters="\x00", exclude_categories=["Cs"])
 plain_text = st.text(scalar, max_size=40)
@@ -305,9 +371,11 @@ def test_session_whose_row_belongs_to_other_columns_is_left_alone() -> None:
 def test_id_that_was_used_before_is_left_alone() -> None:
     begin_swiftly(request("s1", invocation_id="used"))
     before = rows()
-    with pytest.raises(connection.Database.IntegrityError):
-        in_transaction(swift.begin, request("s2", invocation_id="used"))
-    assert rows() == before
+    # A new session, which would be left behind, and one that is there.
+    assert_not_swift(swift.begin, request("s2", invocation_id="used"))
+    play_commit(begin_swiftly(request("s2")))
+    assert_not_swift(swift.begin, request("s2", invocation_id="used"))
+    assert rows()["InvocationRecord"][:1] == before["InvocationRecord"]
 
 
 def play_commit(turn: Turn, **changed: Any) -> None:

@@ -1,8 +1,8 @@
 """Transactions of several runs in one: whatever has gathered while the last one was on its way.
 
 A commit costs far more than the statements of a turn, and a change of threads
-costs more than both; so what arrives together goes together, each in a
-savepoint of its own. What cannot be done the swift way, or fails, is done
+costs more than both; so what arrives together goes together, in a few
+statements for all of them. What cannot be done the swift way, or fails, is done
 alone, by the code that knows every case: a group never decides anything.
 """
 
@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from django.db import DatabaseError, connections, transaction
@@ -30,22 +30,38 @@ _Outcome: TypeAlias = "tuple[Any, BaseException | None]"
 
 
 class NotSwift(Exception):
-    """A job is not the common case: it is to be done alone."""
+    """Among some jobs is one that is not the common case: it is to be done alone."""
+
+
+def each(function: Callable[[Job], T]) -> Callable[[Any, Any, Sequence[Job]], dict[int, T]]:
+    """Return what does jobs one after the other in one transaction, all or none of them.
+
+    Args:
+        function: Does one job.
+    """
+
+    def do_all(connection: Any, cursor: Any, jobs: Sequence[Job]) -> dict[int, T]:
+        return {place: function(job) for place, job in enumerate(jobs)}
+
+    return do_all
 
 
 class Group(Generic[Job, T]):
     """Jobs of one kind, done together.
 
     Args:
-        swift: Does a job with plain statements on a driver's cursor, inside a
-            savepoint; raises `NotSwift` for what it does not know.
+        swift: Does jobs with plain statements on a driver's cursor, and returns the outcomes by
+            their places; leaves out what it does not know, or raises `NotSwift` for all of them.
         alone: Does a job in a transaction of its own; knows every case.
         order: Key by which the jobs of a group are sorted: two processes that
             meet lock rows in one order.
     """
 
     def __init__(
-        self, swift: Callable[[Any, Any, Job], T], alone: Callable[[Job], T], order: Callable[[Job], Any]
+        self,
+        swift: Callable[[Any, Any, Sequence[Job]], Mapping[int, T]],
+        alone: Callable[[Job], T],
+        order: Callable[[Job], Any],
     ) -> None:
         self._swift = swift
         self._alone = alone
@@ -107,25 +123,36 @@ class Group(Generic[Job, T]):
         connection: Any = connections[using]
         if connection.vendor in ("sqlite", "postgresql"):
             places = sorted(range(len(jobs)), key=lambda place: self._order(jobs[place]))
-            try:
-                with transaction.atomic(using=using):
-                    done = self._together(connection, jobs, places)
-            except Exception:
-                # Nothing of it was written; or, rarely, it was and the news got lost: ``alone`` copes with both, and
-                # meets again what is wrong with a job.
-                done = {}
-                database.mend(connection)
+            for way in (self._together, self._apart) if len(jobs) > 1 else (self._together,):
+                is_done = False
+                try:
+                    with transaction.atomic(using=using):
+                        done = way(connection, jobs, places)
+                        is_done = True
+                    break
+                except Exception:
+                    done = {}
+                    database.mend(connection)
+                    if is_done:
+                        # Nothing of it was written; or, rarely, it was and the news got lost: ``alone`` copes with
+                        # both.
+                        break
         return [(done[place], None) if place in done else self._one(job) for place, job in enumerate(jobs)]
 
     def _together(self, connection: Any, jobs: Sequence[Job], places: Sequence[int]) -> dict[int, T]:
+        with contextlib.closing(driver_cursor(connection)) as cursor:
+            done = self._swift(connection, cursor, [jobs[place] for place in places])
+        return {places[place]: outcome for place, outcome in done.items()}
+
+    def _apart(self, connection: Any, jobs: Sequence[Job], places: Sequence[int]) -> dict[int, T]:
+        """Do each job in a savepoint: one of them is none that can be done together, so it is not known which."""
         done: dict[int, T] = {}
         with contextlib.closing(driver_cursor(connection)) as cursor:
-            if len(jobs) == 1:
-                return {0: self._swift(connection, cursor, jobs[0])}
             for place in places:
                 cursor.execute("SAVEPOINT one")
                 try:
-                    done[place] = self._swift(connection, cursor, jobs[place])
+                    for outcome in self._swift(connection, cursor, [jobs[place]]).values():
+                        done[place] = outcome
                 except Exception:
                     # Whatever it is, a driver's error or a number too large for a column: it is this job's alone.
                     cursor.execute("ROLLBACK TO SAVEPOINT one")

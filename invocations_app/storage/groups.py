@@ -8,7 +8,7 @@ from invocations_app.events import Answer
 from invocations_app.exceptions import InvocationError
 from invocations_app.storage import endings, invocations, kept, swift, turns
 from invocations_app.storage.endings import Ending, SessionChange
-from invocations_app.storage.grouping import Group
+from invocations_app.storage.grouping import Group, each
 from invocations_app.storage.swift import Commit
 from invocations_app.storage.turns import Begun, Handed, Turn, TurnRequest, Waiting
 
@@ -99,7 +99,5 @@ def _failed_pk(job: Failure) -> tuple[int, int]:
 _begins: Group[TurnRequest, Begun] = Group(swift.begin, _begin_alone, _session_key)
 _commits: Group[Commit, None] = Group(swift.commit, _commit_alone, _session_pk)
 # These go the ORM's way in a group too: hundreds of clients may leave at once.
-_fails: Group[Failure, None] = Group(lambda connection, cursor, job: _fail_alone(job), _fail_alone, _failed_pk)
-_joins: Group[int, bool] = Group(
-    lambda connection, cursor, pk: invocations.is_joined_now(pk), invocations.is_joined_now, lambda pk: pk
-)
+_fails: Group[Failure, None] = Group(each(_fail_alone), _fail_alone, _failed_pk)
+_joins: Group[int, bool] = Group(each(invocations.is_joined_now), invocations.is_joined_now, lambda pk: pk)

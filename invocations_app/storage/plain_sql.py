@@ -7,6 +7,7 @@ common case of a turn is written in them; see `grouping`.
 from __future__ import annotations
 
 import functools
+import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -21,6 +22,8 @@ _FROM_NOW = {
     "sqlite": "STRFTIME('%Y-%m-%d %H:%M:%f', 'NOW', {} || ' seconds')",
     "postgresql": "STATEMENT_TIMESTAMP() + MAKE_INTERVAL(secs => {})",
 }
+# PostgreSQL's protocol counts parameters in 16 bits; SQLite's own limit may be lower.
+_MOST_PARAMETERS = 30_000
 _PLACEHOLDER = {"sqlite": "?", "postgresql": "%s"}
 
 
@@ -74,8 +77,46 @@ def statement(vendor: str, text: str) -> str:
     return placed.replace("{now}", now(vendor)).replace("{from_now}", from_now(vendor))
 
 
+def placeholders(vendor: str, number: int) -> str:
+    """Return placeholders for a list of values, with commas between them.
+
+    Args:
+        vendor: The database's vendor.
+        number: How many values.
+    """
+    return ", ".join([_PLACEHOLDER[vendor]] * number)
+
+
+@functools.lru_cache(maxsize=256)
+def values_table(vendor: str, types: tuple[str, ...], rows: int) -> str:
+    """Return a table of values, its columns named ``column1`` and so on, for the FROM of an UPDATE.
+
+    Args:
+        vendor: The database's vendor.
+        types: The columns' types, as PostgreSQL knows them: it tells none from values that may be null.
+        rows: Number of rows.
+    """
+    place = _PLACEHOLDER[vendor]
+    first = [f"{place}::{kind}" if vendor == "postgresql" else place for kind in types]
+    others = f", ({', '.join([place] * len(types))})" * (rows - 1)
+    return f"(VALUES ({', '.join(first)}){others})"
+
+
+def rows_at_once(connection: Any, columns: int) -> int:
+    """Return how many rows fit into one statement.
+
+    Args:
+        connection: Django's connection, open.
+        columns: Parameters of a row.
+    """
+    if connection.vendor == "sqlite":
+        most = connection.connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
+        return max(1, int(min(most, _MOST_PARAMETERS)) // columns)
+    return max(1, _MOST_PARAMETERS // columns)
+
+
 class Insert:
-    """An INSERT of one row of a model: some columns given, the others by the fields' defaults.
+    """An INSERT of rows of a model: some columns given, the others by the fields' defaults.
 
     Args:
         model: The model.
@@ -88,33 +129,57 @@ class Insert:
         self._given = tuple(given)
         self._from_now = from_now
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - made once a model, at import
-    def text(self, vendor: str, *, ignore_conflicts: bool = False, returning: bool = True) -> str:
+    @property
+    def columns(self) -> int:
+        """Number of parameters of a row."""
+        return sum(1 for field in self._model._meta.concrete_fields if not field.primary_key)
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - made once a model, at import
+    def text(self, vendor: str, rows: int = 1, *, on_conflict: str = "", returning: str = "") -> str:
         """Return the statement.
 
         Args:
             vendor: The database's vendor.
-            ignore_conflicts: Whether a row that exists is left alone.
-            returning: Whether the primary key is returned.
+            rows: Number of rows.
+            on_conflict: What becomes of a row that exists; empty: it is an error.
+            returning: The columns that are returned.
         """
         fields = {field.attname: field for field in self._model._meta.concrete_fields if not field.primary_key}
         names = [*self._given, *(name for name in fields if name not in self._given)]
         values = ["{from_now}" if name == self._from_now else "%s" for name in names]
         columns = ", ".join(f'"{fields[name].column}"' for name in names)
         table = self._model._meta.db_table
-        conflict = " ON CONFLICT DO NOTHING" if ignore_conflicts else ""
-        back = " RETURNING id" if returning else ""
-        row = f"({columns}) VALUES ({', '.join(values)})"
-        return statement(vendor, f'INSERT INTO "{table}" {row}{conflict}{back}')  # noqa: S608 - names of a model
+        conflict = f" ON CONFLICT {on_conflict}" if on_conflict else ""
+        back = f" RETURNING {returning}" if returning else ""
+        given = ", ".join([f"({', '.join(values)})"] * rows)
+        text = f'INSERT INTO "{table}" ({columns}) VALUES {given}{conflict}{back}'  # noqa: S608 - names of a model
+        return statement(vendor, text)
 
-    def values(self, connection: Any, given: Sequence[Any]) -> list[Any]:
-        """Return the parameters of the statement.
+    def insert(
+        self, connection: Any, cursor: Any, rows: Sequence[Sequence[Any]], *, on_conflict: str = "", returning: str = ""
+    ) -> list[Any]:
+        """Insert rows, as many at once as a statement takes.
 
         Args:
             connection: Django's connection.
-            given: Values of the given columns, in their order, as the driver takes them.
+            cursor: The driver's cursor.
+            rows: Values of the given columns, in their order, as the driver takes them.
+            on_conflict: See `text`.
+            returning: Likewise.
+
+        Returns:
+            What the rows return, in no order; empty where nothing is returned.
         """
-        return [*given, *_defaults(self._model, self._given, connection.alias)]
+        defaults = _defaults(self._model, self._given, connection.alias)
+        at_once = rows_at_once(connection, self.columns)
+        back: list[Any] = []
+        for start in range(0, len(rows), at_once):
+            some = rows[start : start + at_once]
+            text = self.text(connection.vendor, len(some), on_conflict=on_conflict, returning=returning)
+            cursor.execute(text, [value for row in some for value in (*row, *defaults)])
+            if returning:
+                back += cursor.fetchall()
+        return back
 
 
 @functools.lru_cache(maxsize=32)

@@ -1,14 +1,21 @@
-"""The common case of a turn in plain statements: an uncontended begin, a commit that appends.
+"""The common case of turns in a handful of plain statements, however many turns they are.
 
-Whatever else there is (a busy session, an id used before, pending requests, a
-changed history, a lost claim) is left to the code in ``turns`` and
-``endings``, by raising `NotSwift` before anything is decided.
+Uncontended begins, commits that append. Whatever else there is (a busy session,
+an id used before, pending requests, a changed history, a lost claim) is left to
+the code in ``turns`` and ``endings``: what is known in time is left out, and
+whatever is met too late for that raises `NotSwift`, for all to be taken back.
+
+Few statements count for more than short ones: each one gives the interpreter's
+lock away and waits to have it back, or goes to another machine and back.
 """
 
 from __future__ import annotations
 
 import json
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from django.utils import timezone
@@ -73,31 +80,46 @@ _NEW_MESSAGE = Insert(
 )
 _NEW_EVENTS = Insert(EventRecord, ["invocation_id", "first", "last", "frames", "created_at"])
 
-_FIND_SESSION = f"""
-SELECT id, endpoint, user_key, chat_key, session_id, opaque_id, state, version, claim_number, claimed_by,
+
+_FIND_SESSIONS = f"""
+SELECT key, id, endpoint, user_key, chat_key, session_id, opaque_id, state, version, claim_number, claimed_by,
        pending_count
-FROM "{_SESSIONS}" WHERE key = %s
+FROM "{_SESSIONS}" WHERE key IN ({{keys}}) ORDER BY id
 """  # noqa: S608 - a table's name
-_WAITS = f"SELECT 1 FROM \"{_INVOCATIONS}\" WHERE session_record_id = %s AND status = 'queued' LIMIT 1"  # noqa: S608
-_CLAIM = f"""
-UPDATE "{_SESSIONS}" SET claim_number = claim_number + 1, claimed_by = %s, claim_expires_at = {{from_now}}
-WHERE id = %s AND claimed_by IS NULL
+_WAITED_FOR = f"""
+SELECT DISTINCT session_record_id FROM "{_INVOCATIONS}" WHERE session_record_id IN ({{keys}}) AND status = 'queued'
 """  # noqa: S608
 _READ_MESSAGES = f"""
-SELECT source_id, position, role, payload FROM "{_MESSAGES}" WHERE session_id = %s ORDER BY source_id, position
+SELECT session_id, source_id, position, role, payload FROM "{_MESSAGES}" WHERE session_id IN ({{keys}})
+ORDER BY session_id, source_id, position
 """  # noqa: S608
-_COUNT_MESSAGES = f'SELECT COUNT(*) FROM "{_MESSAGES}" WHERE session_id = %s'  # noqa: S608
+_COUNT_MESSAGES = f"""
+SELECT session_id, COUNT(*) FROM "{_MESSAGES}" WHERE session_id IN ({{keys}}) GROUP BY session_id
+"""  # noqa: S608
+_CLAIM = f"""
+UPDATE "{_SESSIONS}" SET claim_number = claim_number + 1, claimed_by = v.column2, claim_expires_at = {{from_now}}
+FROM {{values}} AS v WHERE "{_SESSIONS}".id = v.column1 AND claimed_by IS NULL
+"""  # noqa: S608
+_LOCK = f'SELECT id FROM "{_SESSIONS}" WHERE id IN ({{keys}}) ORDER BY id FOR UPDATE'  # noqa: S608
 _ADVANCE = f"""
-UPDATE "{_SESSIONS}" SET state = %s, message_count = %s, version = version + 1, updated_at = %s,
+UPDATE "{_SESSIONS}" SET state = v.column5, message_count = v.column6, version = version + 1, updated_at = v.column7,
        claimed_by = NULL, claim_expires_at = NULL
-WHERE id = %s AND version = %s AND claimed_by = %s AND claim_number = %s
+FROM {{values}} AS v
+WHERE "{_SESSIONS}".id = v.column1 AND version = v.column2 AND claimed_by = v.column3 AND claim_number = v.column4
 """  # noqa: S608
+_ADVANCE_TYPES = ("bigint", "bigint", "bigint", "bigint", "text", "bigint", "timestamptz")
 _END = f"""
-UPDATE "{_INVOCATIONS}" SET status = 'succeeded', answer = %s, usage = %s, total_tokens = %s, first_byte_at = %s,
-       event_count = %s, steps = %s, input = '', finished_at = %s,
-       finished_minute = %s, duration_bucket = %s, first_byte_bucket = %s
-WHERE id = %s AND owner = %s AND status = 'running' AND lease_expires_at >= {{now}}
+UPDATE "{_INVOCATIONS}" SET status = 'succeeded', input = '', answer = v.column3, usage = v.column4,
+       total_tokens = v.column5, first_byte_at = v.column6, event_count = v.column7, steps = v.column8,
+       finished_at = v.column9, finished_minute = v.column10, duration_bucket = v.column11,
+       first_byte_bucket = v.column12
+FROM {{values}} AS v
+WHERE "{_INVOCATIONS}".id = v.column1 AND owner = v.column2 AND status = 'running' AND lease_expires_at >= {{now}}
 """  # noqa: S608
+_END_TYPES = (
+    *("bigint", "text", "text", "text", "bigint", "timestamptz", "bigint", "text"),
+    *("timestamptz", "bigint", "bigint", "bigint"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,77 +141,141 @@ class Commit:
     answer_text: str
 
 
-def begin(connection: Any, cursor: Any, request: TurnRequest) -> Turn:
-    """Record an invocation as running and claim its free session.
+# Begin
+
+
+def begin(connection: Any, cursor: Any, requests: Sequence[TurnRequest]) -> dict[int, Turn]:
+    """Record invocations as running and claim their free sessions.
 
     Args:
         connection: Django's connection.
-        cursor: The driver's cursor, in a savepoint.
-        request: What begins the turn.
+        cursor: The driver's cursor, in a transaction.
+        requests: What begins the turns, in order of arrival where they share a session.
+
+    Returns:
+        The turns, by the place of their request; without those that are not the common case.
 
     Raises:
-        NotSwift: If it is not the common case.
+        NotSwift: If one turned out to be none too late to be left out.
     """
-    invocation = request.invocation
-    elsewhere = invocation.delivery != "originating"
-    if invocation.responses is not None or elsewhere or request.with_checkpoint or request.handed_input:
-        raise NotSwift
+    places = [place for place, request in enumerate(requests) if _is_common(request, requests[0])]
+    asked = {place: requests[place] for place in places if requests[place].session_id is not None}
     now = plain_sql.moment(connection, timezone.now())
-    session = None if request.session_id is None else _find_or_make(connection, cursor, request, now)
-    record_pk = _record(connection, cursor, request, session)
-    if session is None:
-        return Turn(record_pk, request.owner, None, request.begun_at)
-    vendor = connection.vendor
-    lease = plain_sql.seconds(vendor, request.lease_seconds)
-    cursor.execute(statement(vendor, _CLAIM), [record_pk, lease, session.pk])
-    if cursor.rowcount != 1:
-        raise NotSwift
-    return Turn(record_pk, request.owner, session, request.begun_at)
-
-
-def _find_or_make(connection: Any, cursor: Any, request: TurnRequest, now: Any) -> ClaimedSession:
-    """Return the session as it will be claimed: free, with nothing pending, and nobody waiting for it."""
-    scope, session_id = request.scope, request.session_id
-    key = scope.key(session_id or "")
-    vendor = connection.vendor
-    lock = " FOR UPDATE" if vendor == "postgresql" else ""
-    cursor.execute(statement(vendor, _FIND_SESSION + lock), [key])
-    row = cursor.fetchone()
-    if row is None:
-        opaque_id = records.new_opaque_id()
-        user_pk = _user(connection, request.user_pk)
-        given = [key, scope.endpoint, scope.user_key, scope.chat_key, session_id, user_pk, opaque_id, now, now]
-        cursor.execute(_NEW_SESSION.text(vendor, ignore_conflicts=True), _NEW_SESSION.values(connection, given))
-        made = cursor.fetchone()
-        if made is None:
+    sessions, made = _find_or_make(connection, cursor, asked, now)
+    places = [place for place in places if place not in asked or place in sessions]
+    rows = [_begun(connection, requests[place], sessions.get(place), "running") for place in places]
+    # In one order, for whoever inserts some of the same ids in another process.
+    rows.sort(key=operator.itemgetter(0))
+    # An id that was used before is left to who knows what to do then.
+    back = _NEW_RECORD.insert(connection, cursor, rows, on_conflict="DO NOTHING", returning="key, id")
+    records = dict(back)
+    turns: dict[int, Turn] = {}
+    for place in places:
+        request = requests[place]
+        record_pk = records.pop(request.scope.key(request.invocation.id), None)
+        if record_pk is not None:
+            turns[place] = Turn(record_pk, request.owner, sessions.get(place), request.begun_at)
+        elif place in made:
+            # Its session would be left behind.
             raise NotSwift
-        return ClaimedSession(made[0], key, opaque_id, version=0, claim_number=1, state="")
-    pk, endpoint, user_key, chat_key, found_id, opaque_id, state, version, claim_number, claimed_by, pending = row
-    if claimed_by is not None or pending:
-        raise NotSwift
-    if (endpoint, user_key, chat_key, found_id) != (scope.endpoint, scope.user_key, scope.chat_key, session_id):
-        raise NotSwift
-    cursor.execute(statement(vendor, _WAITS), [pk])
-    if cursor.fetchone() is not None:
-        raise NotSwift
-    history = kept.sessions.take(pk, opaque_id, version, state)
-    if history is not None:
-        cursor.execute(statement(vendor, _COUNT_MESSAGES), [pk])
-        if cursor.fetchone()[0] != history.count:
-            history = None
-    rows: tuple[MessageRow, ...] = ()
-    if state and history is None:
-        cursor.execute(statement(vendor, _READ_MESSAGES), [pk])
-        rows = tuple(map(MessageRow._make, cursor.fetchall()))
-    return ClaimedSession(pk, key, opaque_id, version, claim_number + 1, state, rows, history)
+    _claim(connection, cursor, [turn for turn in turns.values() if turn.session is not None], requests[0])
+    return turns
 
 
-def _record(connection: Any, cursor: Any, request: TurnRequest, session: ClaimedSession | None) -> int:
-    given = _begun(connection, request, session, "running")
-    # An id that was used before breaks the unique key, and is left to who knows what to do then.
-    cursor.execute(_NEW_RECORD.text(connection.vendor), _NEW_RECORD.values(connection, given))
-    record_pk: int = cursor.fetchone()[0]
-    return record_pk
+def _is_common(request: TurnRequest, first: TurnRequest) -> bool:
+    invocation = request.invocation
+    return (
+        invocation.responses is None
+        and invocation.delivery == "originating"
+        and not request.with_checkpoint
+        and not request.handed_input
+        and request.lease_seconds == first.lease_seconds
+    )
+
+
+def _find_or_make(
+    connection: Any, cursor: Any, asked: Mapping[int, TurnRequest], now: Any
+) -> tuple[dict[int, ClaimedSession], set[int]]:
+    """Return sessions as they will be claimed, and which are new: free, nothing pending, nobody waiting for them."""
+    if not asked:
+        return {}, set()
+    by_key: dict[str, int] = {}
+    for place, request in asked.items():
+        # Who comes second has to wait for the first.
+        by_key.setdefault(request.scope.key(request.session_id or ""), place)
+    lock = " FOR UPDATE" if connection.vendor == "postgresql" else ""
+    found = _look_up(connection, cursor, _FIND_SESSIONS + lock, list(by_key))
+    known = {row[0] for row in found}
+    rows = []
+    for key in sorted(by_key.keys() - known):
+        request = asked[by_key[key]]
+        scope, user_pk = request.scope, _user(connection, request.user_pk)
+        opaque_id = records.new_opaque_id()
+        given = [scope.endpoint, scope.user_key, scope.chat_key, request.session_id, user_pk, opaque_id]
+        rows.append([key, *given, now, now])
+    made = _NEW_SESSION.insert(connection, cursor, rows, on_conflict="DO NOTHING", returning="key, id, opaque_id")
+    sessions = {
+        by_key[key]: ClaimedSession(pk, key, opaque_id, version=0, claim_number=1, state="")
+        for key, pk, opaque_id in made
+    }
+    new = set(sessions)
+    for session in _free(connection, cursor, found, {key: asked[place] for key, place in by_key.items()}):
+        sessions[by_key[session.key]] = session
+    return sessions, new
+
+
+def _free(
+    connection: Any, cursor: Any, found: Sequence[Any], asked: Mapping[str, TurnRequest]
+) -> Iterator[ClaimedSession]:
+    """Yield those of the sessions found that are free, as they will be claimed."""
+    free = []
+    for row in found:
+        key, pk, endpoint, user_key, chat_key, session_id, *_, claimed_by, pending = row
+        request = asked[key]
+        scope = request.scope
+        is_its_own = (endpoint, user_key, chat_key, session_id) == (
+            *(scope.endpoint, scope.user_key, scope.chat_key),
+            request.session_id,
+        )
+        if is_its_own and claimed_by is None and not pending:
+            free.append(row)
+    if not free:
+        return
+    waited_for = {pk for (pk,) in _look_up(connection, cursor, _WAITED_FOR, [row[1] for row in free])}
+    free = [row for row in free if row[1] not in waited_for]
+    histories = {row[1]: kept.sessions.take(row[1], row[6], row[8], row[7]) for row in free}
+    held = [pk for pk, history in histories.items() if history is not None]
+    counts = dict(_look_up(connection, cursor, _COUNT_MESSAGES, held)) if held else {}
+    for pk in held:
+        history = histories[pk]
+        if history is not None and counts.get(pk, 0) != history.count:
+            histories[pk] = None
+    unread = [row[1] for row in free if row[7] and histories[row[1]] is None]
+    messages: dict[int, list[MessageRow]] = {pk: [] for pk in unread}
+    for pk, *message in _look_up(connection, cursor, _READ_MESSAGES, unread) if unread else ():
+        messages[pk].append(MessageRow._make(message))
+    for key, pk, _endpoint, _user_key, _chat_key, _session_id, opaque_id, state, version, number, _claim, _p in free:
+        rows = tuple(messages.get(pk, ()))
+        yield ClaimedSession(pk, key, opaque_id, version, number + 1, state, rows, histories[pk])
+
+
+def _look_up(connection: Any, cursor: Any, text: str, values: Sequence[Any]) -> list[Any]:
+    vendor = connection.vendor
+    cursor.execute(text.format(keys=plain_sql.placeholders(vendor, len(values))), values)
+    found: list[Any] = cursor.fetchall()
+    return found
+
+
+def _claim(connection: Any, cursor: Any, turns: Sequence[Turn], request: TurnRequest) -> None:
+    if not turns:
+        return
+    vendor = connection.vendor
+    values = [value for turn in turns for value in (turn.session_pk, turn.record_pk)]
+    table = plain_sql.values_table(vendor, ("bigint", "bigint"), len(turns))
+    lease = plain_sql.seconds(vendor, request.lease_seconds)
+    cursor.execute(statement(vendor, _CLAIM).replace("{values}", table), [lease, *values])
+    if cursor.rowcount != len(turns):
+        raise NotSwift
 
 
 def _begun(connection: Any, request: TurnRequest, session: ClaimedSession | None, status: str) -> list[Any]:
@@ -224,72 +310,108 @@ def _user(connection: Any, user_pk: Any) -> Any:
     return InvocationRecord._meta.get_field("user").get_db_prep_save(user_pk, connection)
 
 
-def commit(connection: Any, cursor: Any, job: Commit) -> None:
-    """Write a turn that appends to its session, or has none, and leaves nothing pending.
+# Commit
+
+
+def commit(connection: Any, cursor: Any, jobs: Sequence[Commit]) -> dict[int, None]:
+    """Write turns that append to their sessions, or have none, and leave nothing pending.
 
     Args:
         connection: Django's connection.
-        cursor: The driver's cursor, in a savepoint.
-        job: What is committed.
+        cursor: The driver's cursor, in a transaction.
+        jobs: What is committed.
+
+    Returns:
+        None for each that was written, by its place; without those that are not the common case.
 
     Raises:
-        NotSwift: If it is not the common case, or the turn is not this process's any more.
+        NotSwift: If a turn is not this process's any more.
     """
-    turn, answer, ending = job.turn, job.answer, job.ending
-    if answer.pending:
-        raise NotSwift
-    vendor = connection.vendor
+    done = {place: None for place, job in enumerate(jobs) if _appends(job)}
+    some = [jobs[place] for place in done]
     finished_at = timezone.now()
     now = plain_sql.moment(connection, finished_at)
-    usage = answer.usage
-    values = [
+    whole = [
+        [*_begun(connection, job.turn.unrecorded, None, "succeeded"), *_ended(connection, job, now, finished_at)]
+        for job in some
+        if job.turn.unrecorded is not None
+    ]
+    _WHOLE_RECORD.insert(connection, cursor, whole)
+    begun = [job for job in some if job.turn.unrecorded is None]
+    _advance(connection, cursor, begun, now)
+    _end(connection, cursor, begun, now, finished_at)
+    batches = [job.ending.events for job in begun if job.ending.events.frames]
+    rows = [[batch.record_pk, batch.first, batch.last, batch.text, now] for batch in batches]
+    _NEW_EVENTS.insert(connection, cursor, rows)
+    if begun:
+        keys = [key for job in begun for key in notify.keys_of(job.turn.record_pk, job.turn.session_pk)]
+        notify.notify(connection.alias, keys)
+    return done
+
+
+def _appends(job: Commit) -> bool:
+    if job.answer.pending:
+        return False
+    session, left = job.turn.session, job.change
+    if session is None:
+        return True
+    if left is None or left.change is None or left.pending or left.checkpoints or session.is_rewritten:
+        return False
+    return left.change.appended_only
+
+
+def _ended(connection: Any, job: Commit, now: Any, finished_at: datetime) -> list[Any]:
+    """Return the values of what an end adds to a record."""
+    usage, ending = job.answer.usage, job.ending
+    begun_at = job.turn.begun_at
+    return [
         job.answer_text,
         json.dumps(dict(usage)) if usage else "",
         (usage or {}).get("total_token_count"),
         plain_sql.moment(connection, ending.first_byte_at),
         ending.event_count,
-        ending.steps.text(turn.begun_at),
+        ending.steps.text(begun_at),
         now,
-        *figures.of(turn.begun_at, ending.first_byte_at, finished_at),
+        *figures.of(begun_at, ending.first_byte_at, finished_at),
     ]
-    if turn.unrecorded is not None:
-        begun = _begun(connection, turn.unrecorded, None, "succeeded")
-        whole = _WHOLE_RECORD.values(connection, [*begun, *values])
-        cursor.execute(_WHOLE_RECORD.text(vendor, returning=False), whole)
-        return
-    if turn.session is not None:
-        _advance(connection, cursor, job, turn.session, now)
-    values += [turn.record_pk, turn.owner]
-    cursor.execute(statement(vendor, _END), values)
-    if cursor.rowcount != 1:
-        raise NotSwift
-    if ending.events.frames:
-        batch = ending.events
-        given = [turn.record_pk, batch.first, batch.last, batch.text, now]
-        cursor.execute(_NEW_EVENTS.text(vendor, returning=False), _NEW_EVENTS.values(connection, given))
-    if vendor == "postgresql":
-        keys = ",".join(notify.keys_of(turn.record_pk, turn.session_pk))
-        cursor.execute("SELECT pg_notify(%s, %s)", [notify.CHANNEL, keys])
 
 
-def _advance(connection: Any, cursor: Any, job: Commit, session: ClaimedSession, now: Any) -> None:
-    left = job.change
-    if left is None or left.change is None or left.pending or left.checkpoints or session.is_rewritten:
-        raise NotSwift
-    change = left.change
-    if not change.appended_only:
-        raise NotSwift
-    vendor = connection.vendor
-    held = [session.pk, session.version, job.turn.record_pk, session.claim_number]
-    cursor.execute(statement(vendor, _ADVANCE), [change.state, change.history.count, now, *held])
-    if cursor.rowcount != 1:
-        raise NotSwift
-    if change.written:
-        rows = [
-            _NEW_MESSAGE.values(
-                connection,
-                [session.pk, row.source_id, row.position, row.role, row.payload, job.turn.record_pk, now],
-            )
+def _advance(connection: Any, cursor: Any, jobs: Sequence[Commit], now: Any) -> None:
+    values: list[Any] = []
+    messages: list[list[Any]] = []
+    pks: list[int] = []
+    for job in jobs:
+        session, change = job.turn.session, job.change.change if job.change is not None else None
+        if session is None or change is None:
+            continue
+        pks.append(session.pk)
+        held = (session.pk, session.version, job.turn.record_pk, session.claim_number)
+        values += [*held, change.state, change.history.count, now]
+        messages += [
+            [session.pk, row.source_id, row.position, row.role, row.payload, job.turn.record_pk, now]
             for row in change.written
         ]
-        cursor.executemany(_NEW_MESSAGE.text(vendor, returning=False), rows)
+    if not pks:
+        return
+    vendor = connection.vendor
+    if vendor == "postgresql" and len(pks) > 1:
+        # An UPDATE locks rows in any order; two groups that meet have to do it in one.
+        _look_up(connection, cursor, _LOCK, pks)
+    table = plain_sql.values_table(vendor, _ADVANCE_TYPES, len(pks))
+    cursor.execute(_ADVANCE.format(values=table), values)
+    if cursor.rowcount != len(pks):
+        raise NotSwift
+    _NEW_MESSAGE.insert(connection, cursor, messages)
+
+
+def _end(connection: Any, cursor: Any, jobs: Sequence[Commit], now: Any, finished_at: datetime) -> None:
+    if not jobs:
+        return
+    vendor = connection.vendor
+    values: list[Any] = []
+    for job in jobs:
+        values += [job.turn.record_pk, job.turn.owner, *_ended(connection, job, now, finished_at)]
+    table = plain_sql.values_table(vendor, _END_TYPES, len(jobs))
+    cursor.execute(statement(vendor, _END).replace("{values}", table), values)
+    if cursor.rowcount != len(jobs):
+        raise NotSwift
