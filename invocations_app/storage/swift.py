@@ -261,7 +261,7 @@ def _free(
 
 def _look_up(connection: Any, cursor: Any, text: str, values: Sequence[Any]) -> list[Any]:
     vendor = connection.vendor
-    cursor.execute(text.format(keys=plain_sql.placeholders(vendor, len(values))), values)
+    cursor.execute(text.strip().format(keys=plain_sql.placeholders(vendor, len(values))), values)
     found: list[Any] = cursor.fetchall()
     return found
 
@@ -398,7 +398,7 @@ def _advance(connection: Any, cursor: Any, jobs: Sequence[Commit], now: Any) -> 
         # An UPDATE locks rows in any order; two groups that meet have to do it in one.
         _look_up(connection, cursor, _LOCK, pks)
     table = plain_sql.values_table(vendor, _ADVANCE_TYPES, len(pks))
-    cursor.execute(_ADVANCE.format(values=table), values)
+    cursor.execute(statement(vendor, _ADVANCE).replace("{values}", table), values)
     if cursor.rowcount != len(pks):
         raise NotSwift
     _NEW_MESSAGE.insert(connection, cursor, messages)
