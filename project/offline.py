@@ -60,8 +60,11 @@ class OfflineChatClient(
             )
         return self._response(messages, options)
 
+    def _reply(self, messages: Sequence[Message], tools: frozenset[str]) -> Reply:
+        return reply_to(messages, tools)
+
     async def _response(self, messages: Sequence[Message], options: Mapping[str, Any]) -> ChatResponse:
-        reply = reply_to(messages, await self._tools(options))
+        reply = self._reply(messages, await self._tools(options))
         return ChatResponse(
             messages=[Message("assistant", _contents(reply), message_id=_new_id("msg"))],
             response_id=_new_id("resp"),
@@ -73,7 +76,7 @@ class OfflineChatClient(
     async def _updates(
         self, messages: Sequence[Message], options: Mapping[str, Any]
     ) -> AsyncIterator[ChatResponseUpdate]:
-        reply = reply_to(messages, await self._tools(options))
+        reply = self._reply(messages, await self._tools(options))
         message_id, response_id = _new_id("msg"), _new_id("resp")
 
         def update(*contents: Content, end: bool = False) -> ChatResponseUpdate:

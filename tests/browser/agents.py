@@ -1,4 +1,4 @@
-"""Targets that the demonstration has not: one that fails while it speaks, one that takes long."""
+"""Targets that the demonstration has not: one that fails while it speaks, one that takes long, one that asks much."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from agent_framework import Agent, ChatResponse, ChatResponseUpdate, Content, Message
+from agent_framework import Agent, ChatResponse, ChatResponseUpdate, Content, FunctionTool, Message, tool
 
 from project.offline import OfflineChatClient
+from project.offline_replies import Reply
+from project.tools import book_room
 
 
 class BreakingClient(OfflineChatClient):
@@ -40,3 +42,20 @@ def build_slow() -> Agent[Any]:
 def build_breaking() -> Agent[Any]:
     """Build the agent that fails."""
     return Agent(client=BreakingClient(), name="breaking")
+
+
+class AskingClient(OfflineChatClient):
+    """Wants two approvals and a result at once."""
+
+    def _reply(self, messages: Sequence[Message], tools: frozenset[str]) -> Reply:
+        if any(content.type == "function_result" for message in messages for content in message.contents):
+            return super()._reply(messages, tools)
+        rooms = [("book_room", {"room": room, "day": "Friday"}) for room in ("Blue", "Red")]
+        return Reply(calls=(*rooms, ("ring", {"times": 2})))
+
+
+def build_asking() -> Agent[Any]:
+    """Build the agent that asks for two approvals, and has its caller ring a bell."""
+    schema = {"type": "object", "properties": {"times": {"type": "integer"}}}
+    ring = FunctionTool(name="ring", description="Ring a bell at the caller's.", func=None, input_model=schema)
+    return Agent(client=AskingClient(), name="asking", tools=[tool(book_room, approval_mode="always_require"), ring])

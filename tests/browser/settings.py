@@ -7,5 +7,6 @@ INVOCATIONS = {
     **_ENDPOINTS,
     "breaking": {"TARGET": "tests.browser.agents.build_breaking", "PATH": "breaking", "EXPOSE_ERRORS": False},
     "slow": {"TARGET": "tests.browser.agents.build_slow", "PATH": "slow"},
+    "asking": {"TARGET": "tests.browser.agents.build_asking", "PATH": "asking"},
     "small": {**_ENDPOINTS["default"], "PATH": "small", "MAX_BODY_BYTES": 60_000},
 }

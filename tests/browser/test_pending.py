@@ -47,7 +47,7 @@ async def test_question_is_there_again_after_a_reload(admin_page: Page) -> None:
     await expect(play.body).to_have_text("Room Blue is booked for Friday.")
     await admin_page.reload()
     await expect(admin_page.locator(".pending")).to_have_count(0)
-    await expect(admin_page.get_by_text("Asked to call book_room")).to_be_visible()
+    await expect(admin_page.locator(".tool summary")).to_have_text(["Asked to call book_room", "Result"])
     await expect(play.body).to_have_text("Room Blue is booked for Friday.")
 
 
@@ -126,3 +126,31 @@ async def test_reply_as_json_is_checked_here_and_there(play: Playground, guard: 
     await card.get_by_label("Reply", exact=True).fill('"yes"')
     await card.get_by_role("button", name="Reply").click()
     await expect(play.body).to_contain_text("A text as JSON.")
+
+
+async def test_several_questions_are_answered_together(play: Playground) -> None:
+    await play.open("asking")
+    await play.choose("Plain")
+    await play.ask("do it all")
+    card = play.page.locator(".pending")
+    blue, red, ring = (card.locator("form").nth(number) for number in range(3))
+    await blue.get_by_role("button", name="Approve").click()
+    # The next one that is open.
+    await expect(red.get_by_role("button", name="Approve")).to_be_focused()
+    await expect(blue.get_by_role("button", name="Refuse")).to_be_disabled()
+    await red.get_by_role("button", name="Refuse").click()
+    await expect(ring).to_contain_text("Carry out ring and tell its result.")
+    await expect(ring.locator("dd")).to_have_text("2")
+    reply = ring.get_by_label("Reply", exact=True)
+    await expect(reply).to_be_focused()
+    await reply.fill('{"rang": ["ding", "dong"]}')
+    async with play.page.expect_request("**/asking/invoke") as asked:
+        await reply.press("Enter")
+    body = (await asked.value).post_data_json
+    assert isinstance(body, dict)
+    assert list(body["responses"].values()) == [True, False, {"rang": ["ding", "dong"]}]
+    await expect(play.body).to_contain_text("Room Blue is booked for Friday.")
+    await expect(play.body).to_contain_text("Room Red is not booked for Friday: you refused it.")
+    await expect(play.body).to_contain_text('{"rang": ["ding", "dong"]}')
+    said = play.page.locator(".user .body").last
+    assert (await said.inner_text()).startswith("Approved: book_room\nRefused: book_room\n")

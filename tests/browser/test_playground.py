@@ -292,3 +292,22 @@ async def test_page_follows_a_long_answer_unless_its_reader_has_scrolled_back(pl
     await play.page.keyboard.press("Escape")
     await play.ended()
     assert await scroller.evaluate("(one) => one.scrollTop") == 0
+
+
+async def test_server_that_stays_away_is_told_and_the_run_is_found_later(play: Playground, guard: Guard) -> None:
+    guard.allow("net::ERR_FAILED")
+    # Without the patience of a minute.
+    await play.page.add_init_script(
+        "const timer = setTimeout; window.setTimeout = (todo, delay) => timer(todo, delay >= 300 ? 1 : delay)"
+    )
+    await play.page.reload()
+    invocation_id = await play.say("Count to 20.")
+    await expect(play.body).to_contain_text("2 …")
+    await play.page.route("**/invocations/**", lambda route: route.abort())
+    await play.page.evaluate("stop()")
+    await expect(play.answer.locator(".failure")).to_contain_text("the server does not answer", timeout=20_000)
+    await play.page.unroute_all()
+    await play.page.reload()
+    await expect(play.body).to_contain_text("20 …")
+    assert await play.body.inner_text() == text_of_count(20)
+    assert (await play.status(invocation_id))["status"] == "succeeded"

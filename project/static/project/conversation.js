@@ -95,7 +95,10 @@ export function storedMessages(messages) {
     const item = isPerson ? question(text, images) : make("li.agent", {}, make("h2.offscreen", { textContent: "Agent" }));
     item.title = shortTime(at);
     if (isPerson) return item;
-    item.append(...parts.filter((part) => !("text" in part) && !("image" in part)).map(toolPart));
+    // A call that a person was asked about is there twice; asked is what it was.
+    const asked = parts.filter((part) => "asked" in part).map((part) => part.asked);
+    const others = parts.filter((part) => !("text" in part || "image" in part || asked.includes(part.call)));
+    item.append(...others.map(toolPart));
     if (text) {
       const body = make("div.body", { dir: "auto" });
       showMarkdown(body, text);

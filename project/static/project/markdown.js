@@ -37,8 +37,7 @@ const marked = new Marked({
 });
 
 DOMPurify.addHook("afterSanitizeAttributes", (node) => {
-  if (node.nodeName !== "A") return;
-  if (!node.hasAttribute("href")) return void node.replaceWith(...node.childNodes);
+  if (node.nodeName !== "A" || !node.hasAttribute("href")) return;
   node.setAttribute("rel", "noopener noreferrer");
   node.setAttribute("target", "_blank");
 });

@@ -12,7 +12,8 @@ class Lost extends Error {}
 
 /**
  * How an invocation ended, as far as the page has seen:
- * @typedef {{kind: "done"|"failed"|"left", pending: object[], words: string, status: number, asker: string}} Outcome
+ * @typedef {{kind: "done"|"failed"|"left", pending: object[], words: string, status: number, asker: string,
+ *   isLost: boolean|undefined}} Outcome
  */
 
 export class Run {
@@ -84,7 +85,8 @@ export class Run {
         if (this.leaving.signal.aborted) return { kind: "left" };
         if (!(problem instanceof Lost)) throw problem;
         if (this.attempts >= RETRY_SECONDS.length) {
-          return this.#failed(0, "The connection was lost, and the server does not answer. The run may go on: reload to look.");
+          const words = "The connection was lost, and the server does not answer. The run may go on: reload to look.";
+          return { ...this.#failed(0, words), isLost: true };
         }
         const seconds = RETRY_SECONDS[this.attempts];
         this.attempts += 1;
@@ -204,8 +206,8 @@ export class Run {
       throw new Lost();
     }
     this.onFrame("note", `${response.status} ${response.statusText} · ${response.headers.get("content-type") ?? ""}`);
-    // A proxy whose server restarts.
-    if (response.status === 502 || response.status === 504 && !response.headers.has("x-agent-invocation-id")) throw new Lost();
+    // A proxy whose server restarts; the endpoint's own 504 has the id.
+    if (response.status === 502 || (response.status === 504 && !response.headers.has("x-agent-invocation-id"))) throw new Lost();
     return response;
   }
 }

@@ -149,7 +149,7 @@ async function carry(run, answer, begin) {
   say("The agent is answering.");
   const outcome = await begin(run);
   if (outcome.kind === "left" || visit !== visits) return outcome;
-  running.remove(its.alias, where, run.id);
+  if (!outcome.isLost) running.remove(its.alias, where, run.id);
   current = null;
   asking = outcome.pending.length > 0;
   const follows = isAtEnd();
@@ -171,7 +171,7 @@ function toSay(text, pending) {
 }
 
 /** Say why there is no answer, or not all of it. */
-async function explain(run, answer, { words, status }) {
+async function explain(run, answer, { words, status, isLost }) {
   const stored = await readInvocation(run.endpoint, run.id);
   const { code, status: recorded } = stored?.error ?? {};
   if (code === "cancelled") {
@@ -186,7 +186,7 @@ async function explain(run, answer, { words, status }) {
     hint: status === 401 || status === 403 ? "Who is logged in may have changed: reload the page." : "",
   });
   // What was refused before it began can be put right and sent again.
-  if (!stored?.status && sent?.id === run.id && !message.value) message.value = sent.body.message ?? "";
+  if (!isLost && !stored?.status && sent?.id === run.id && !message.value) message.value = sent.body.message ?? "";
   return say(`This went wrong: ${words}`);
 }
 
