@@ -309,7 +309,7 @@ async def test_a_reader_who_leaves_takes_nothing_along(settings):
     fakes.script(["first"], ["begun ", lambda: fakes.gate().pass_through()], ["third"])
     await say("one")
     reader = Reader(await ask("i2", {"message": "two", "session_id": "s1", "stream": True}))
-    await fakes.gate().wait_reached()
+    await reader.until(b"data: begun \n\n")
     await reader.leave()
     await until_idle()
     assert len(kept.sessions) == 0

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 
 from agent_framework import Content, Message
 
-#: What a message looks like: role, author, id, copies of its properties and of the set fields of its contents.
-Look: TypeAlias = tuple[Any, ...]
+#: What a message looks like: its fields, with copies of what they hold, and the set fields of each of its contents.
+Look: TypeAlias = tuple[dict[str, Any], list[dict[str, Any]]]
 
 _RAW = "raw_representation"
 # These cannot be changed in place.
@@ -29,13 +29,10 @@ def look_of(message: Message) -> Look:
     Args:
         message: The message.
     """
-    return (
-        message.role,
-        message.author_name,
-        message.message_id,
-        _copied(message.additional_properties) if message.additional_properties else {},
-        [_set_fields(content) for content in message.contents],
-    )
+    contents = list(message.contents)
+    properties = message.additional_properties
+    shown = vars(message) | {"contents": contents, "additional_properties": _copied(properties) if properties else {}}
+    return shown, [_set_fields(content) for content in contents]
 
 
 def is_unchanged(message: Message, look: Look) -> bool:
@@ -45,21 +42,14 @@ def is_unchanged(message: Message, look: Look) -> bool:
         message: The message.
         look: What `look_of` gave.
     """
-    role, author_name, message_id, properties, contents = look
-    if (
-        message.role != role
-        or message.message_id != message_id
-        or message.author_name != author_name
-        or message.additional_properties != properties
-        # What the provider's library made of it is not stored, so a message that was read has none.
-        or message.raw_representation is not None
-        or len(message.contents) != len(contents)
-    ):
+    shown, contents = look
+    # Both comparisons are of dictionaries, which is quick: almost all that they hold is the very same object.
+    if vars(message) != shown:
         return False
     for content, fields in zip(message.contents, contents, strict=True):
-        # One comparison of two dictionaries does for most contents. Fields that hold contents never pass it, as
-        # their copies are dictionaries: for these a new copy is made.
+        # Fields that hold contents are never equal, as their copies are dictionaries: for these a new copy is made.
         if vars(content) != _BLANK | fields and (
+            # What the provider's library made of it is not stored, so a content that was read has none.
             content.raw_representation is not None or _set_fields(content) != fields
         ):
             return False

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from agent_framework import AgentSession, Message
 
 from invocations_app.exceptions import StoredStateUnreadable
-from invocations_app.storage import looks
+from invocations_app.storage import collecting, looks
 from invocations_app.storage.decoding import decode_messages
 
 _FORMAT = 1
@@ -154,8 +154,9 @@ def _make_messages(history: History) -> None:
         for item in known
         if item.message is None or item.look is None or not looks.is_unchanged(item.message, item.look)
     ]
-    for item, message in zip(to_make, decode_messages([item.payload for item in to_make]), strict=True):
-        item.message, item.look, item.is_read = message, looks.look_of(message), True
+    with collecting.paused():
+        for item, message in zip(to_make, decode_messages([item.payload for item in to_make]), strict=True):
+            item.message, item.look, item.is_read = message, looks.look_of(message), True
 
 
 def dump(session: AgentSession, history: History) -> Change:
