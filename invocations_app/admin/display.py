@@ -6,12 +6,15 @@ Escaping is left to the templates, but for `preformatted`.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from django.utils.formats import number_format
 from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 EMPTY = "-"
@@ -19,6 +22,10 @@ MAX_TEXT_CHARACTERS = 20_000
 HINT_CHARACTERS = 80
 
 _NAME = re.compile(r"[\w./:-]{1,64}", re.ASCII)
+
+# Factor from seconds, name, and the number from which the next unit is told.
+_UNITS = ((1000, _("ms"), 1000), (1, _("s"), 120), (1 / 60, _("min"), 120), (1 / 3600, _("h"), math.inf))
+
 # A response is encoded as UTF-8, which has no lone surrogates; NUL has no place in HTML.
 _UNFIT = re.compile("[\x00\ud800-\udfff]")
 
@@ -129,3 +136,22 @@ def duration_of(duration: float) -> str:
         duration: The seconds.
     """
     return f"{duration * 1000:.0f} ms" if duration < 1 else f"{duration:.1f} s"
+
+
+def about(value: float | None) -> str:
+    """Return a time that is known to a few percent, in three digits.
+
+    Args:
+        value: The time in seconds; None for none.
+    """
+    if value is None:
+        return EMPTY
+    number, unit = next((value * factor, unit) for factor, unit, limit in _UNITS if value * factor < limit)
+    digits = 2 if number < 10 else 1 if number < 100 else 0
+    # Without rounding first the rest would be cut off.
+    return f"{number_format(round(number, digits), digits)} {unit}"
+
+
+def whole(value: int) -> str:
+    """Return a whole number in groups of digits."""
+    return number_format(value, force_grouping=True)
