@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.contrib.admin import AdminSite
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.test import AsyncClient, Client
 from django.urls import reverse
 
-from invocations_app.admin import answering
+from invocations_app.admin import InvocationAdmin, answering
 from invocations_app.admin.events import EVENTS_PER_PAGE, decode, load_events
 from invocations_app.admin.explain import explain
 from invocations_app.models import InvocationRecord, PendingRecord
@@ -136,6 +137,15 @@ class TestPage:
         assert "invocations-status-interrupted" in text
         record.refresh_from_db()
         assert record.status == "interrupted"
+
+
+def test_pages_link_within_their_own_admin_site(rf, admin_user):
+    site = AdminSite(name="other")
+    site.register(InvocationRecord, InvocationAdmin)
+    request = rf.get("/")
+    request.user = admin_user
+    site.get_model_admin(InvocationRecord).page(request, "a page")
+    assert request.current_app == "other"
 
 
 class TestEvents:

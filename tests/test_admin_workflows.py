@@ -243,6 +243,14 @@ class TestGraph:
         for part in ("flowchart TD", "digraph Workflow", "first (Start)", "supersteps", "<code>second</code>"):
             assert part in text, part
 
+    def test_invocation_of_a_workflow_links_to_it(self, settings, viewer):
+        use(settings, "build_supersteps")
+        record, both = make_invocation(), client_of(SEE, "view_invocationrecord")
+        assert graph() not in text_of(both.get(page_of(record)))
+        viewer.get(graph())
+        assert graph() in text_of(both.get(page_of(record)))
+        assert graph() not in text_of(client_of("view_invocationrecord").get(page_of(record)))
+
     def test_it_is_that_of_the_code_as_it_is_now(self, settings, viewer):
         use(settings, "build_changing")
         before = text_of(viewer.get(graph()))

@@ -123,6 +123,30 @@ class ReadOnlyAdmin(_ModelAdmin):
         """Nobody changes what happened."""
         return False
 
+    def may_view(self, request: HttpRequest, model: type[Model]) -> bool:
+        """Return whether the user of a request may follow a link to another model's pages.
+
+        Args:
+            request: The request.
+            model: The other model.
+        """
+        if not self.admin_site.is_registered(model):
+            return False
+        return self.admin_site.get_model_admin(model).has_view_permission(request)
+
+    def page(self, request: HttpRequest, title: str, original: Model | None = None) -> dict[str, Any]:
+        """Return what the template of a page of one's own needs.
+
+        Args:
+            request: The request.
+            title: Title of the page.
+            original: The record that it is about; None for several or none.
+        """
+        # By which links within stay in this admin site, where there are several.
+        request.current_app = self.admin_site.name
+        context = self.admin_site.each_context(request)
+        return {**context, "title": title, "opts": self.opts, "original": original, "media": self.media}
+
     @admin.display(description=_("user"))
     def who(self, record: Scoped) -> str:
         """Return the Django user, or the user key where none is behind the row."""

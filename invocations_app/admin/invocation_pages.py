@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.contrib import messages
@@ -22,7 +22,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_GET, require_POST
 
-from invocations_app import delivery
+from invocations_app import conf, delivery
 from invocations_app.admin import contents
 from invocations_app.admin.answer_forms import Answers
 from invocations_app.admin.answering import answer
@@ -33,8 +33,9 @@ from invocations_app.admin.explain import explain
 from invocations_app.admin.pushes import pushes_of
 from invocations_app.admin.timeline import WIDTH, timeline_of
 from invocations_app.exceptions import InvocationError
-from invocations_app.models import InvocationRecord
+from invocations_app.models import InvocationRecord, SessionRecord
 from invocations_app.storage import clock, invocations
+from invocations_app.targets import known_kind
 
 Status = InvocationRecord.Status
 
@@ -94,6 +95,7 @@ class InvocationPages(ReadOnlyAdmin):
             "explanation": explain(invocation),
             "pushes": pushes_of(invocation),
             "may_cancel": may_operate and invocation.status in CANCELLABLE,
+            "graph_of": self._graph_of(request, invocation),
             "may_push": may_operate and bool(invocation.delivery_report),
             "events": load_events(invocation, request.GET.get("events")) if may_read else None,
         }
@@ -101,6 +103,13 @@ class InvocationPages(ReadOnlyAdmin):
             context["needs_reading"] = "" if may_read else _ANSWERING_NEEDS_READING
             context["answers"] = Answers(invocation) if may_read else None
         return super().render_change_form(request, context, *args, **kwargs)
+
+    def _graph_of(self, request: HttpRequest, invocation: InvocationRecord) -> str:
+        """Return the endpoint whose graph can be shown; empty where it is no workflow, as far as is known."""
+        endpoint = conf.get_endpoints().get(invocation.endpoint)
+        if endpoint is None or known_kind(endpoint) != "workflow" or not self.may_view(request, SessionRecord):
+            return ""
+        return invocation.endpoint
 
     def _live_context(self, invocation: InvocationRecord) -> dict[str, Any]:
         return {"original": invocation, "timeline": timeline_of(invocation), "bar_width": WIDTH}
@@ -143,8 +152,10 @@ class InvocationPages(ReadOnlyAdmin):
             **more: What else the page's form holds, name to value.
         """
         title = ngettext("Cancel the invocation?", "Cancel %d invocations?", len(records))
-        context = self._context(request, title % len(records) if len(records) != 1 else title)
-        context |= {"records": records, "original": records[0] if len(records) == 1 else None, "more": more}
+        context = self.page(
+            request, title % len(records) if len(records) != 1 else title, records[0] if len(records) == 1 else None
+        )
+        context |= {"records": records, "more": more}
         return TemplateResponse(request, _TEMPLATES + "cancel.html", context)
 
     def cancel_and_tell(self, request: HttpRequest, records: Sequence[InvocationRecord]) -> None:
@@ -224,10 +235,7 @@ class InvocationPages(ReadOnlyAdmin):
 
     def _demand(self, may: bool) -> None:
         if not may:
-            self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise PermissionDenied
+            raise PermissionDenied
 
     def _back(self, request: HttpRequest, invocation: InvocationRecord, level: int, text: str) -> HttpResponse:
         self.message_user(request, text, level)
@@ -238,13 +246,5 @@ class InvocationPages(ReadOnlyAdmin):
         return HttpResponseRedirect(address)
 
     def _answer_page(self, request: HttpRequest, invocation: InvocationRecord, answers: Answers) -> HttpResponse:
-        context = self._context(request, _("Answer what is pending")) | {"original": invocation, "answers": answers}
+        context = self.page(request, _("Answer what is pending"), invocation) | {"answers": answers}
         return TemplateResponse(request, _TEMPLATES + "answer_page.html", context)
-
-    def _context(self, request: HttpRequest, title: str) -> dict[str, Any]:
-        return {
-            **self.admin_site.each_context(request),
-            "title": title,
-            "opts": self.opts,
-            "media": self.media,
-        }

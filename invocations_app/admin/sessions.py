@@ -88,7 +88,7 @@ class SessionAdmin(WorkflowPages):
             talk = read_page(session, int(number) if _NUMBER.fullmatch(number) else None, Redactor())
             contents.log_read(request, [session], f"Read the transcript, page {talk.page.number}.")
             context |= {"talk": talk, "page": talk.page, "formats": exports.FORMATS}
-        context["shows_invocations"] = self._may_view_invocations(request)
+        context["shows_invocations"] = self.may_view(request, InvocationRecord)
         if context["shows_invocations"]:
             found = list(
                 session.invocations.order_by("-id").defer("answer", "metadata", "usage")[: MAX_INVOCATIONS + 1]
@@ -143,7 +143,7 @@ class SessionAdmin(WorkflowPages):
 
     def _export(self, request: HttpRequest, sessions: list[Any], extension: str) -> HttpResponseBase:
         contents.log_read(request, sessions, f"Exported as {exports.FORMATS[extension].name}.")
-        return exports.download(request, sessions, extension, with_ids=self._may_view_invocations(request))
+        return exports.download(request, sessions, extension, with_ids=self.may_view(request, InvocationRecord))
 
     # It takes a session away from its caller as a deletion does, and is the lesser of the two.
     @admin.action(description=_("Reset selected sessions: their ids start afresh"), permissions=["delete"])
@@ -171,11 +171,6 @@ class SessionAdmin(WorkflowPages):
                 busy,
             )
             self.message_user(request, told % busy, messages.WARNING)
-
-    def _may_view_invocations(self, request: HttpRequest) -> bool:
-        if not self.admin_site.is_registered(InvocationRecord):
-            return False
-        return self.admin_site.get_model_admin(InvocationRecord).has_view_permission(request)
 
     def get_deleted_objects(
         self, objs: Iterable[Any], request: HttpRequest

@@ -68,11 +68,11 @@ class WorkflowPages(ReadOnlyAdmin):
     def checkpoints_view(self, request: HttpRequest, pk: int) -> HttpResponse:
         """Show the checkpoints of a session in order, and what each holds in figures."""
         session = self._session(request, pk)
-        context = self._page(request, _("Checkpoints"), session) | {
+        context = self.page(request, _("Checkpoints"), session) | {
             "entries": list_checkpoints(session),
             "kept": KEPT,
             "may_read": contents.may_read(request),
-            "shows_invocations": self._shows_invocations(request),
+            "shows_invocations": self.may_view(request, InvocationRecord),
             "has_graph": session.endpoint in conf.get_endpoints(),
         }
         return TemplateResponse(request, _TEMPLATES + "checkpoints.html", context)
@@ -87,7 +87,7 @@ class WorkflowPages(ReadOnlyAdmin):
             raise Http404
         contents.log_read(request, [session], "Read a checkpoint.")
         parts, is_decoded = contents_of(checkpoint, session.endpoint)
-        context = self._page(request, _("Checkpoint"), session) | {
+        context = self.page(request, _("Checkpoint"), session) | {
             "checkpoint": checkpoint,
             "figures": figures_of(checkpoint.payload),
             "parts": parts,
@@ -98,7 +98,7 @@ class WorkflowPages(ReadOnlyAdmin):
     def graph_view(self, request: HttpRequest, alias: str) -> HttpResponse:
         """Show the graph of an endpoint's workflow."""
         graph, problem = self._graph(self._endpoint(request, alias))
-        context = self._page(request, _("Graph of %(endpoint)s") % {"endpoint": alias}, None) | {
+        context = self.page(request, _("Graph of %(endpoint)s") % {"endpoint": alias}) | {
             "alias": alias,
             "graph": graph,
             "problem": problem,
@@ -143,17 +143,3 @@ class WorkflowPages(ReadOnlyAdmin):
         if endpoint is None:
             raise Http404
         return endpoint
-
-    def _shows_invocations(self, request: HttpRequest) -> bool:
-        if not self.admin_site.is_registered(InvocationRecord):
-            return False
-        return self.admin_site.get_model_admin(InvocationRecord).has_view_permission(request)
-
-    def _page(self, request: HttpRequest, title: str, session: SessionRecord | None) -> dict[str, Any]:
-        return {
-            **self.admin_site.each_context(request),
-            "title": title,
-            "opts": self.opts,
-            "original": session,
-            "media": self.media,
-        }

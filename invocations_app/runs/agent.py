@@ -34,6 +34,7 @@ Publish = Callable[[Event], Awaitable[None]]
 # that are woken more often than that, each time too late, never ask for the interpreter and starve.
 _BREATH_SECONDS = 0.01
 _CLOSE_SECONDS = 10
+_CALLS = frozenset({"function_call", "function_result"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,9 @@ async def run_agent(
     asked = _requests_of(response)
     calls = _Calls(publish, is_timed=False)
     for message in getattr(response, "messages", ()):
-        await calls.note(message.contents)
+        for content in message.contents:
+            if content.type in _CALLS:
+                await calls.tell(content)
     response = await hooks.apply_response_hook(endpoint, response, invocation=invocation)
     text = text_of(response.messages)
     if text:
@@ -119,7 +122,9 @@ async def _run_streamed(endpoint: EndpointSettings, stream: Any, invocation: Inv
     try:
         breath = time.monotonic()
         async for update in stream:
-            await calls.note(update.contents)
+            for content in update.contents:
+                if content.type in _CALLS:
+                    await calls.tell(content)
             changed = await hooks.apply_stream_transform_hook(endpoint, update, invocation=invocation)
             text = "" if changed is None else _join(changed.contents)
             if text:
@@ -145,14 +150,12 @@ class _Calls:
         self._is_timed = is_timed
         self._names: dict[str | None, str] = {}
 
-    async def note(self, contents: Iterable[Any]) -> None:
-        for content in contents:
-            if content.type == "function_call":
-                if content.name and content.call_id not in self._names:
-                    self._names[content.call_id] = content.name
-                    await self._publish(StepTaken("call", content.name, self._is_timed))
-            elif content.type == "function_result":
-                await self._publish(StepTaken("result", self._names.get(content.call_id, ""), self._is_timed))
+    async def tell(self, content: Any) -> None:
+        if content.type == "function_result":
+            await self._publish(StepTaken("result", self._names.get(content.call_id, ""), self._is_timed))
+        elif content.name and content.call_id not in self._names:
+            self._names[content.call_id] = content.name
+            await self._publish(StepTaken("call", content.name, self._is_timed))
 
 
 def _requests_of(response: Any) -> tuple[PendingRequest, ...]:
