@@ -267,6 +267,15 @@ async def test_refusal_gives_the_text_back(play: Playground, guard: Guard) -> No
     await expect(play.message).to_have_value(text)
 
 
+async def test_what_is_too_large_is_not_sent_and_stays(play: Playground, guard: Guard) -> None:
+    await play.open("small")
+    await play.message.fill("ü" * 30_000)
+    await play.message.press("Enter")
+    await expect(play.page.get_by_role("status")).to_have_text("This is too large: the endpoint takes 60000 bytes.")
+    await expect(play.message).to_have_value("ü" * 30_000)
+    assert [url for url in guard.requests if url.endswith("/invoke")] == []
+
+
 async def test_server_that_cannot_be_asked_to_stop_is_told(play: Playground, guard: Guard) -> None:
     guard.allow("net::ERR_FAILED")
     await play.page.route("**/cancel", lambda route: route.abort(), times=1)

@@ -1,10 +1,12 @@
 /** The playground: chooses endpoint and session, sends messages, and shows what comes of them. */
 
 import { Attachments } from "./attachments.js";
+import { bodyOf, draft, showForm } from "./composer.js";
 import { Answer, question, storedMessages } from "./conversation.js";
 import { byId, make, sendOnEnter } from "./dom.js";
 import { Frames } from "./frames.js";
 import { newId } from "./ids.js";
+import { add, clear, isAtEnd, say, sayAnswer, scrollToEnd, tell } from "./page.js";
 import { closeOverlays, startPanels } from "./panels.js";
 import { showPending } from "./pending.js";
 import { RequestPane } from "./request_pane.js";
@@ -17,8 +19,6 @@ const csrf = document.body.dataset.csrf;
 const endpoints = new Map(config.endpoints.map((endpoint) => [endpoint.alias, endpoint]));
 const form = byId("form");
 const message = byId("message");
-const conversation = byId("conversation");
-const scroller = byId("scroller");
 
 const frames = new Frames(byId("frames"), byId("frames-figures"));
 const requestPane = new RequestPane(config.user !== "");
@@ -32,60 +32,10 @@ let sent = null; // the last request
 let visits = 0; // what a visit of a session began does not go on in the next one
 let shown = Promise.resolve(); // until what is stored of the session is shown
 
-// What the page says
-
-/** Say something in the line below the message. */
-function tell(words) {
-  byId("status").textContent = words;
-}
-
-/** Say something to who does not see the page. */
-function say(words) {
-  byId("said").textContent = words;
-}
-
-function scrollToEnd() {
-  scroller.scrollTop = scroller.scrollHeight;
-}
-
-/** Add to the conversation; who reads at its end stays there. */
-function add(...items) {
-  byId("welcome").hidden = true;
-  conversation.append(...items);
-  scrollToEnd();
-}
-
-const isAtEnd = () => scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 120;
-
-function showState() {
-  byId("stop").hidden = !current;
-  byId("stop").disabled = false;
-  byId("stop").textContent = "Stop";
-  byId("send").hidden = Boolean(current);
-  byId("send").disabled = asking;
-  message.placeholder = asking ? "Answer the question above first" : endpoint.kind === "workflow" ? "Write the input" : "Write a message";
-}
-
+const showState = () => showForm(endpoint, { isRunning: Boolean(current), isAsking: asking });
 const refreshSessions = () => showSessions(endpoint, () => session, config.user !== "");
 
 // A turn
-
-/** What the form would send. */
-function draft(images) {
-  const text = message.value;
-  if (endpoint.kind === "workflow") {
-    const isJson = form.elements.input.value === "json";
-    return { words: text, what: { input: isJson ? JSON.parse(text) : text } };
-  }
-  if (!images.length) return { words: text, what: { message: text } };
-  const contents = images.map(({ uri }) => ({ type: "data", uri }));
-  if (text) contents.unshift({ type: "text", text });
-  return { words: text, what: { input: [{ role: "user", contents }] } };
-}
-
-function bodyOf(what) {
-  return { ...what, ...(endpoint.hasSessions ? { session_id: session } : {}), stream: form.elements.mode.value === "stream" };
-}
 
 function showRequest(body, id) {
   requestPane.show({ url: new URL(endpoint.invoke, location.href).href, body, id });
@@ -94,7 +44,7 @@ function showRequest(body, id) {
 function showDraft() {
   if (sent) return showRequest(sent.body, sent.id);
   try {
-    return showRequest(bodyOf(draft(attachments.images).what), null);
+    return showRequest(bodyOf(draft(endpoint, attachments.images).what, endpoint, session), null);
   } catch {
     return undefined; // no JSON yet
   }
@@ -111,14 +61,18 @@ function newRun(id, answer) {
   });
 }
 
+/** Say whether a body is too large for the endpoint; if so, the page tells. */
+function isTooLarge(body) {
+  const isLarge = new Blob([JSON.stringify(body)]).size > endpoint.maxBodyBytes;
+  if (isLarge) tell(`This is too large: the endpoint takes ${endpoint.maxBodyBytes} bytes.`);
+  return isLarge;
+}
+
 /** Carry out one turn; returns how it ended. */
 async function turn(words, images, what) {
   const id = newId();
-  const body = bodyOf(what);
-  if (new Blob([JSON.stringify(body)]).size > endpoint.maxBodyBytes) {
-    tell("This is too large for the endpoint.");
-    return { kind: "failed", status: 413 };
-  }
+  const body = bodyOf(what, endpoint, session);
+  if (isTooLarge(body)) return { kind: "failed", status: 413 };
   sent = { body, id };
   showRequest(body, id);
   frames.clear();
@@ -156,18 +110,13 @@ async function carry(run, answer, begin) {
   answer.end();
   showState();
   tell("");
-  if (outcome.kind === "done") say(toSay(answer.text, outcome.pending));
+  if (outcome.kind === "done") sayAnswer(answer.text, outcome.pending);
   else await explain(run, answer, outcome);
   if (visit !== visits) return outcome;
   if (asking) ask(answer.element, outcome.pending, outcome.asker);
   if (follows) scrollToEnd();
   refreshSessions();
   return outcome;
-}
-
-function toSay(text, pending) {
-  if (pending.length) return `${text} The agent waits for your answer.`;
-  return text.length > 600 ? `The answer is there. It has ${text.length} characters.` : `The agent says: ${text}`;
 }
 
 /** Say why there is no answer, or not all of it. */
@@ -244,10 +193,8 @@ async function open(alias, id) {
   endpoint = endpoints.get(alias) ?? config.endpoints[0];
   session = id ?? newId();
   byId("endpoint").value = endpoint.alias;
-  byId("form-of-input").hidden = endpoint.kind !== "workflow";
-  byId("attach").hidden = endpoint.kind === "workflow" || !endpoint.imageTypes.length;
   attachments.take();
-  conversation.replaceChildren();
+  clear();
   byId("welcome").hidden = Boolean(id);
   frames.clear();
   tell("");
@@ -272,7 +219,7 @@ async function showStored(id, visit) {
   const stored = (await readSession(endpoint, id)) ?? { messages: [], unsettled: [], isWhole: true };
   if (visit !== visits) return { live: [], unsettled: [] };
   byId("welcome").hidden = stored.messages.length > 0;
-  if (!stored.isWhole) conversation.append(make("li.note", { textContent: "Earlier messages are in the admin." }));
+  if (!stored.isWhole) add(make("li.note", { textContent: "Earlier messages are in the admin." }));
   if (stored.messages.length) add(...storedMessages(stored.messages));
   const left = running.get(endpoint.alias, id);
   const isTold = stored.messages.some(({ invocation }) => invocation === left?.id);
@@ -320,10 +267,11 @@ form.addEventListener("submit", async (event) => {
   if (!message.value && !attachments.images.length) return message.focus();
   let made;
   try {
-    made = draft(attachments.images);
+    made = draft(endpoint, attachments.images);
   } catch (problem) {
     return tell(`This is no JSON: ${problem.message}`);
   }
+  if (isTooLarge(bodyOf(made.what, endpoint, session))) return undefined;
   const images = attachments.take();
   message.value = "";
   return turn(made.words, images, made.what);
