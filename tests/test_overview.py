@@ -347,8 +347,8 @@ class TestPage:
 
     def test_it_is_the_first_thing(self, admin_client: Client) -> None:
         text = text_of(admin_client.get(PAGE))
-        assert text.index('<section class="invocations-overview"') < text.index('<div id="content-main">')
-        assert text.index('<div id="content-main">') < text.index(f'<a href="{INVOCATIONS}">Invocations</a>')
+        assert text.index('<section class="invocations-overview"') < text.index('id="content-main"')
+        assert text.index('id="content-main"') < text.index(f'<a href="{INVOCATIONS}">Invocations</a>')
 
     def test_figures_stand_in_their_columns(self, admin_client: Client) -> None:
         for _number in range(3):
