@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import enum
 import json
 import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,31 @@ def test_every_content_comes_back_as_it_was(content):
     assert dicts(session) == [given_message.to_dict()]
     assert [row.role for row in rows.values()] == ["assistant"]
     assert all(row.payload.isascii() for row in rows.values())
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {},
+        {"tuple": (1, 2)},
+        {"at": datetime(2026, 2, 3)},
+        {"enum": Colour.RED},
+        {1: {2: 3}},
+        {"mood": Mood("x", 1)},
+        {"set": {1}},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS.keys())
+def test_a_message_is_written_as_upstream_writes_it(content, properties):
+    given_message = Message("assistant", [copy.deepcopy(content)], message_id="m1", additional_properties=properties)
+    session = session_of(given_message)
+    (row,) = snapshots.dump(session, History()).written
+    assert json.loads(row.payload) == json.loads(json.dumps(session.to_dict()["state"]["in_memory"]["messages"][0]))
 
 
 def test_a_text_of_every_kind_of_character_comes_back():

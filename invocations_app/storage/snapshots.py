@@ -23,6 +23,7 @@ from invocations_app.storage.decoding import decode_messages
 _FORMAT = 1
 _MAX_SOURCE_ID = 255
 _MAX_ROLE = 32
+_encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 class MessageRow(NamedTuple):
@@ -197,7 +198,7 @@ def dump(session: AgentSession, history: History) -> Change:
     )
     document = {"format": _FORMAT, "session": bare.to_dict(), "history": kept, "mark": new_mark()}
     return Change(
-        state=json.dumps(document, allow_nan=False, separators=(",", ":")),
+        state=_encoder.encode(document),
         written=tuple(written),
         kept=kept,
         appended_only=appended_only,
@@ -244,12 +245,8 @@ def _dump_source(
 
 
 def _encode(messages: Sequence[Message]) -> list[str]:
-    if not messages:
-        return []
-    carrier = AgentSession(session_id="-")
-    carrier.state["messages"] = list(messages)
-    encoded = carrier.to_dict()["state"]["messages"]
-    return [json.dumps(item, allow_nan=False, separators=(",", ":")) for item in encoded]
+    # What AgentSession.to_dict makes of them, without its second pass over the finished dictionaries.
+    return [_encoder.encode(message.to_dict()) for message in messages]
 
 
 def _check_keys(value: Any, path: str) -> None:
