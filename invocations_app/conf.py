@@ -283,6 +283,10 @@ class EndpointSettings:
     permission_classes: tuple[Any, ...] | None = _setting(_optional_classes, None)
     throttle_classes: tuple[Any, ...] | None = _setting(_optional_classes, None)
 
+    def __hash__(self) -> int:
+        # Asked for at every request; what it leaves out, the comparison looks at.
+        return hash((self.alias, self.target))
+
     @property
     def shows_errors(self) -> bool:
         """Whether an exception's own text is shown to callers."""

@@ -23,6 +23,7 @@ INVOCATION_ID_HEADER = "x-agent-invocation-id"
 SESSION_ID_HEADER = "x-agent-session-id"
 
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._:-]{1,256}")
+_sorted = json.JSONEncoder(sort_keys=True)
 _RESERVED_IDS = frozenset({"invoke", "docs", "sessions", ".", ".."})
 
 
@@ -126,5 +127,5 @@ def fingerprint(endpoint: str, dialect: str, session_id: str | None, body: Mappi
         64 hexadecimal digits.
     """
     counted = {key: value for key, value in body.items() if key not in {"stream", "background"}}
-    text = json.dumps([endpoint, dialect, session_id or None, counted], sort_keys=True)
+    text = _sorted.encode([endpoint, dialect, session_id or None, counted])
     return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -105,13 +105,18 @@ def begins(number: int, **kwargs: Any) -> list[turns.TurnRequest]:
     return [request(f"s{place}", **kwargs) for place in range(number)]
 
 
-def commit_of(turn: Turn, *texts: str, answer: Answer | None = None) -> Any:
+async def begin(job: turns.TurnRequest) -> Any:
+    """Begin a turn when this is awaited, and not before."""
+    return await groups.begin(job)
+
+
+async def commit_of(turn: Turn, *texts: str, answer: Answer | None = None) -> Any:
     left = change_of(turn, *texts) if turn.session is not None else None
-    return groups.commit(turn, left, answer or Answer("pong", session_id="s"), ending(turn))
+    return await groups.commit(turn, left, answer or Answer("pong", session_id="s"), ending(turn))
 
 
 async def begun(number: int, **kwargs: Any) -> list[Turn]:
-    outcomes = await together(*(groups.begin(job) for job in begins(number, **kwargs)))
+    outcomes = await together(*(begin(job) for job in begins(number, **kwargs)))
     assert [type(outcome) for outcome in outcomes] == [Turn] * number, outcomes
     return outcomes
 
@@ -163,7 +168,7 @@ async def test_no_more_than_a_bounded_number_shares_a_transaction(commits: Commi
 
 async def test_turns_of_one_session_that_gather_are_told_apart(alone: list[Any]) -> None:
     jobs = [request("s1") for _ in range(3)]
-    outcomes = await together(*(groups.begin(job) for job in jobs))
+    outcomes = await together(*(begin(job) for job in jobs))
     assert [type(outcome) for outcome in outcomes].count(Turn) == 1
     assert [type(outcome) for outcome in outcomes].count(SessionBusy) == 2
 
@@ -179,7 +184,7 @@ async def test_groups_are_sorted_by_session(monkeypatch: pytest.MonkeyPatch) -> 
 
         monkeypatch.setattr(group, "_swift", note)
     jobs = begins(12)
-    outcomes = await together(*(groups.begin(job) for job in jobs))
+    outcomes = await together(*(begin(job) for job in jobs))
     assert order == sorted(jobs, key=lambda job: job.scope.key(job.session_id or ""))
     assert order != jobs
     # Each gets what is its own.
@@ -200,7 +205,7 @@ async def test_id_that_was_used_before_does_not_touch_the_others(commits: Commit
     commits.count = 0
     bad = request("t", invocation_id="used")
     jobs = [request("u"), bad, request("v")]
-    outcomes = await together(*(groups.begin(job) for job in jobs))
+    outcomes = await together(*(begin(job) for job in jobs))
     assert [type(outcome) for outcome in outcomes] == [Turn, StoredInvocation, Turn]
     assert outcomes[1].pk == first.record_pk
     assert alone == [bad]
@@ -209,7 +214,7 @@ async def test_id_that_was_used_before_does_not_touch_the_others(commits: Commit
 async def test_busy_session_does_not_touch_the_others(alone: list[Any]) -> None:
     await begun(1)
     bad = request("s0")
-    outcomes = await together(*(groups.begin(job) for job in [request("u"), bad, request("v")]))
+    outcomes = await together(*(begin(job) for job in [request("u"), bad, request("v")]))
     assert [type(outcome) for outcome in outcomes] == [Turn, SessionBusy, Turn]
     assert alone == [bad]
     names = await all_rows(lambda: SessionRecord.objects.order_by("session_id").values_list("session_id", flat=True))
@@ -263,7 +268,7 @@ async def test_what_the_swift_way_raises_is_done_alone(
         return outcome
 
     monkeypatch.setattr(groups._begins, "_swift", breaking)
-    outcomes = await together(*(groups.begin(job) for job in jobs))
+    outcomes = await together(*(begin(job) for job in jobs))
     assert [type(outcome) for outcome in outcomes] == [Turn] * number
     assert alone == jobs[:1]
     claim_numbers = await all_rows(lambda: SessionRecord.objects.values_list("claim_number", flat=True))
@@ -308,7 +313,7 @@ async def test_begins_whose_confirmation_got_lost_are_this_process_s_all_the_sam
 
 async def test_begin_without_session_whose_confirmation_got_lost_is_recorded_once(commits: Commits) -> None:
     commits.break_next = "after"
-    (turn,) = await together(groups.begin(request(None)))
+    (turn,) = await together(begin(request(None)))
     assert await all_rows(lambda: InvocationRecord.objects.values_list("pk", flat=True)) == [turn.record_pk]
     await commit_of(turn)
     assert await all_rows(lambda: InvocationRecord.objects.values_list("status", flat=True)) == ["succeeded"]
@@ -394,7 +399,7 @@ async def test_turn_recorded_at_its_end_that_fails_leaves_one_record(commits: Co
 async def test_one_who_does_not_wait_any_more_does_not_touch_the_others() -> None:
     jobs = begins(3)
     with held():
-        tasks = [asyncio.ensure_future(groups.begin(job)) for job in jobs]
+        tasks = [asyncio.ensure_future(begin(job)) for job in jobs]
         await asyncio.sleep(0.01)
         tasks[1].cancel()
         await asyncio.sleep(0.01)
@@ -409,26 +414,26 @@ async def test_loop_that_was_closed_meanwhile_does_not_touch_the_others() -> Non
     asked = threading.Event()
 
     async def ask_and_leave() -> None:
-        task = asyncio.ensure_future(groups.begin(theirs))
+        task = asyncio.ensure_future(begin(theirs))
         await asyncio.sleep(0)
         asked.set()
         del task
 
     with held():
-        task = asyncio.ensure_future(groups.begin(mine))
+        task = asyncio.ensure_future(begin(mine))
         await asyncio.sleep(0.01)
         thread = threading.Thread(target=lambda: asyncio.run(ask_and_leave()))
         thread.start()
         await asyncio.to_thread(thread.join)
         assert asked.is_set()
     assert isinstance(await task, Turn)
-    assert isinstance(await groups.begin(request("later")), Turn)
+    assert isinstance(await begin(request("later")), Turn)
     assert await database.run(InvocationRecord.objects.count) == 3
 
 
 async def test_several_loops_share_their_transactions(commits: Commits) -> None:
     async def many(name: int) -> list[Any]:
-        jobs = [groups.begin(request(f"s{name}-{place}")) for place in range(5)]
+        jobs = [begin(request(f"s{name}-{place}")) for place in range(5)]
         return await asyncio.gather(*jobs)
 
     outcomes: list[Any] = []
@@ -451,15 +456,15 @@ async def test_threads_that_are_not_to_be_had_are_told_to_those_who_wait_only(mo
     with monkeypatch.context() as patch:
         patch.setattr(database, "send", no_threads)
         with pytest.raises(RuntimeError, match="cannot schedule new futures"):
-            await groups.begin(request("s1"))
-    assert isinstance(await groups.begin(request("s1")), Turn)
+            await begin(request("s1"))
+    assert isinstance(await begin(request("s1")), Turn)
     assert await database.run(InvocationRecord.objects.count) == 1
 
 
 async def test_threads_that_end_between_two_groups_are_replaced() -> None:
     await begun(1)
     await asyncio.to_thread(database.close)
-    assert isinstance(await groups.begin(request("t")), Turn)
+    assert isinstance(await begin(request("t")), Turn)
 
 
 async def test_what_alone_raises_reaches_whoever_asked_and_nobody_else() -> None:

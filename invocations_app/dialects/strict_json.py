@@ -50,6 +50,7 @@ def _constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 _decoder = json.JSONDecoder(parse_int=_integer, parse_float=_float, parse_constant=_constant)
 
 
@@ -124,5 +125,4 @@ def dump_compact(value: Mapping[str, Any]) -> str:
     Raises:
         ValueError: If a number in it is not finite.
     """
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return replace_surrogates(text)
+    return replace_surrogates(_compact.encode(value))

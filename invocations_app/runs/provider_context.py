@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 logger = logging.getLogger("invocations_app.runs")
 
 _METHOD = "bind_request_context"
+_NOTHING = nullcontext()
 
 
 def _binders(agents: Iterable[Any]) -> list[Callable[..., Any]]:
@@ -27,10 +28,9 @@ def _binders(agents: Iterable[Any]) -> list[Callable[..., Any]]:
     return [method for method in methods if callable(method)]
 
 
-@asynccontextmanager
-async def bound(
+def bound(
     agents: Iterable[Any], invocation_id: str, previous_id: Callable[[], Awaitable[str | None]]
-) -> AsyncIterator[None]:
+) -> AbstractAsyncContextManager[None]:
     """Hold the request contexts of all providers for one run.
 
     How the run ended stays as it is: a context that swallows exceptions swallows none here.
@@ -44,9 +44,13 @@ async def bound(
         Exception: Whatever binding, entering or leaving raises.
     """
     binders = _binders(agents)
-    if not binders:
-        yield
-        return
+    return _bound(binders, invocation_id, previous_id) if binders else _NOTHING
+
+
+@asynccontextmanager
+async def _bound(
+    binders: Iterable[Callable[..., Any]], invocation_id: str, previous_id: Callable[[], Awaitable[str | None]]
+) -> AsyncIterator[None]:
     previous = await previous_id()
     held: list[_Held] = []
     try:

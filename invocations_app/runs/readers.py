@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TypeVar
 
 from invocations_app import conf
 from invocations_app.conf import EndpointSettings
@@ -17,8 +16,6 @@ from invocations_app.runs.host import get_host
 from invocations_app.runs.run import Run
 from invocations_app.storage import database, invocations
 from invocations_app.storage.invocations import StoredInvocation
-
-T = TypeVar("T")
 
 _RENEWALS = 3
 
@@ -49,12 +46,23 @@ class FirstReader:
         Raises:
             InvocationError: If it was refused.
         """
-        return await self._wait(self._run.started)
+        try:
+            # Nobody else waits for it, so it may be cancelled with the one who does.
+            return await self._run.started
+        except asyncio.CancelledError:
+            self.leave()
+            raise
 
     async def outcome(self) -> Done | Failed:
         """Wait for the end; what is read is the last event only."""
         self._run.tape.release(self._place)
-        return await self._wait(self._run.ended)
+        ended = self._run.ended
+        try:
+            # The run is not the reader's to cancel.
+            return ended.result() if ended.done() else await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            self.leave()
+            raise
 
     def ready(self) -> bytes | None:
         """Return the wire events that are ready, with the last one after them; empty at the end, None for nothing."""
@@ -80,14 +88,6 @@ class FirstReader:
         return StreamBody(
             self, keepalive_seconds=endpoint.keepalive_seconds, stall_seconds=endpoint.reader_stall_seconds
         )
-
-    async def _wait(self, future: asyncio.Future[T]) -> T:
-        try:
-            # The run is not the reader's to cancel.
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            self.leave()
-            raise
 
 
 class Joiner:

@@ -12,7 +12,7 @@ import contextvars
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -112,8 +112,9 @@ class Run:
         correlation_id: Random id of its record, the only one that logs carry.
         record_pk: Primary key of its record, once it has one.
         is_queued: Whether it waits for its session.
-        started: Done when the turn was begun, or queued in the background; with the stored
-            invocation where there is one of this id already, or an `InvocationError`.
+        started: Done when the caller can be answered: at the begin of a stream, at the end of a plain
+            run, or when it was queued in the background; with the stored invocation where there is
+            one of this id already, or an `InvocationError`. Waited for by one reader.
         ended: Done with the last event, `Done` or `Failed`.
         tape: Its wire events.
         ending: Held while its end or a batch of its events is written.
@@ -397,7 +398,9 @@ class Run:
         return turn
 
     def _start(self, stored: StoredInvocation | None) -> None:
-        if not self.started.done():
+        # Who waits for a plain answer has nothing to do before its end: it is woken once.
+        is_plain = stored is None and not self.invocation.stream and not self.invocation.is_acknowledged
+        if not is_plain and not self.started.done():
             self.started.set_result(stored)
 
     async def _carry_out(self, work: Work, turn: Turn) -> Result:
@@ -450,7 +453,15 @@ class Run:
         try:
             async with self.ending:
                 ending = self._ending()
-                await whole(self._patiently(lambda: groups.commit(turn, change, answer, ending)), committed.append)
+
+                def keep(done: None) -> None:
+                    committed.append(done)
+                    groups.keep(turn, change)
+
+                try:
+                    await whole(groups.commit(turn, change, answer, ending), keep)
+                except database.UNREACHABLE:
+                    await whole(self._patiently(lambda: groups.commit(turn, change, answer, ending)), keep)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not committed or self._stop is None or task is None:
@@ -467,7 +478,7 @@ class Run:
             steps=self._steps,
         )
 
-    async def _patiently(self, write: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def _patiently(self, write: Callable[[], Awaitable[T]]) -> T:
         """Write, and try again while the database is away for a short while."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PATIENCE_SECONDS
@@ -489,6 +500,8 @@ class Run:
         self.tape.close(self._encoder.encode(event))
         if not self.ended.done():
             self.ended.set_result(event)
+        if not self.started.done():
+            self.started.set_result(None)
         if self._held is not None and self._held.session_pk is not None:
             waiting.session_is_free(self._held.session_pk)
 

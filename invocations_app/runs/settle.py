@@ -13,11 +13,11 @@ T = TypeVar("T")
 _SETTLE_SECONDS = 30
 
 
-async def whole(coroutine: Coroutine[Any, Any, T], keep: Callable[[T], None]) -> T:
-    """Wait for a coroutine to its end, even when the one who waits is cancelled.
+async def whole(sent_off: Coroutine[Any, Any, T] | asyncio.Future[T], keep: Callable[[T], None]) -> T:
+    """Wait for something to its end, even when the one who waits is cancelled.
 
     Args:
-        coroutine: What is waited for; it runs in a task of its own.
+        sent_off: What is waited for; a coroutine runs in a task of its own.
         keep: Called with what it returned, before a cancellation goes on.
 
     Returns:
@@ -26,7 +26,7 @@ async def whole(coroutine: Coroutine[Any, Any, T], keep: Callable[[T], None]) ->
     Raises:
         asyncio.CancelledError: If the caller was cancelled meanwhile; after the end.
     """
-    task = asyncio.ensure_future(coroutine)
+    task = asyncio.ensure_future(sent_off)
     try:
         result = await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -32,6 +32,7 @@ from invocations_app.storage.turns import ClaimedSession, Handed, Turn, TurnRequ
 
 Status = InvocationRecord.Status
 
+_compact = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 _STATUS_OF = {RunCancelled.code: Status.CANCELLED, RunInterrupted.code: Status.INTERRUPTED}
 
 
@@ -247,4 +248,4 @@ def encode_answer(answer: Answer) -> str:
         document["pending"] = [dict(item) for item in answer.pending]
     if answer.frames is not None:
         document["frames"] = [dict(frame) for frame in answer.frames]
-    return json.dumps(document, allow_nan=False, separators=(",", ":"))
+    return _compact.encode(document)

@@ -70,17 +70,15 @@ class Group(Generic[Job, T]):
         self._gathered: deque[_Entry] = deque()
         self._is_scheduled = False
 
-    async def do(self, job: Job) -> T:
+    def do(self, job: Job) -> asyncio.Future[T]:
         """Do a job, together with those that gather meanwhile.
 
         Args:
             job: The job.
 
         Returns:
-            What ``swift`` or ``alone`` returned.
-
-        Raises:
-            Exception: What ``alone`` raised.
+            What ``swift`` or ``alone`` will have returned, or ``alone`` raised. A future and no coroutine: whoever
+            must not lose it need not make a task.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -90,7 +88,7 @@ class Group(Generic[Job, T]):
             self._is_scheduled = True
         if schedule:
             self._schedule()
-        return await future
+        return future
 
     def _schedule(self) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TypeAlias
 
 from invocations_app.events import Answer
@@ -15,16 +16,16 @@ from invocations_app.storage.turns import Begun, Handed, Turn, TurnRequest, Wait
 Failure: TypeAlias = tuple[Turn | Waiting | Handed, InvocationError, Ending]
 
 
-async def begin(request: TurnRequest) -> Begun:
+def begin(request: TurnRequest) -> asyncio.Future[Begun]:
     """Begin a turn; see `turns.begin_now`, which knows every case.
 
     Args:
         request: What begins the turn.
     """
-    return await _begins.do(request)
+    return _begins.do(request)
 
 
-async def commit(turn: Turn, change: SessionChange | None, answer: Answer, ending: Ending) -> None:
+def commit(turn: Turn, change: SessionChange | None, answer: Answer, ending: Ending) -> asyncio.Future[None]:
     """Commit a turn; see `endings.commit_now`, which knows every case.
 
     Args:
@@ -33,8 +34,7 @@ async def commit(turn: Turn, change: SessionChange | None, answer: Answer, endin
         answer: What the caller is answered.
         ending: What else is written.
     """
-    await _commits.do(Commit(turn, change, answer, ending, endings.encode_answer(answer)))
-    keep(turn, change)
+    return _commits.do(Commit(turn, change, answer, ending, endings.encode_answer(answer)))
 
 
 def keep(turn: Turn, change: SessionChange | None) -> None:
@@ -52,7 +52,7 @@ def keep(turn: Turn, change: SessionChange | None) -> None:
     kept.sessions.put(session.pk, session.opaque_id, session.version + 1, change.change)
 
 
-async def fail(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending) -> None:
+def fail(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending) -> asyncio.Future[None]:
     """End a turn that has no answer; see `endings.fail_now`.
 
     Args:
@@ -60,7 +60,7 @@ async def fail(held: Turn | Waiting | Handed, error: InvocationError, ending: En
         error: Why it has none.
         ending: What else is written.
     """
-    await _fails.do((held, error, ending))
+    return _fails.do((held, error, ending))
 
 
 async def is_joined(record_pk: int) -> bool:

@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -81,8 +81,7 @@ def known_kind(endpoint: EndpointSettings) -> TargetKind | None:
     return _kinds.get(endpoint.target)
 
 
-@asynccontextmanager
-async def entered(resolved: ResolvedTarget) -> AsyncIterator[Any]:
+def entered(resolved: ResolvedTarget) -> AbstractAsyncContextManager[Any]:
     """Hold a target for one run, and enter and leave it where the run owns it.
 
     To be used in the run's own task. How the run ended stays as it is: a
@@ -91,16 +90,21 @@ async def entered(resolved: ResolvedTarget) -> AsyncIterator[Any]:
     Args:
         resolved: What `resolve` returned.
 
-    Yields:
-        The target.
+    Returns:
+        A context manager that gives the target.
 
     Raises:
         TargetUnavailable: If the target cannot be entered; logged.
     """
     target = resolved.target
     if not resolved.owned or (resolved.kind == "agent" and not is_context_manager(target)):
-        yield target
-        return
+        return nullcontext(target)
+    return _entered(resolved)
+
+
+@asynccontextmanager
+async def _entered(resolved: ResolvedTarget) -> AsyncIterator[Any]:
+    target = resolved.target
     holder = _holder(resolved.endpoint)
     stack = AsyncExitStack()
     try:

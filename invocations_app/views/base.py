@@ -33,6 +33,10 @@ from invocations_app.views.responses import json_response
 
 logger = logging.getLogger("invocations_app.views")
 
+# They cannot be changed.
+_NO_FIELDS = QueryDict()
+_NO_KEYS = RequestKeys()
+
 
 class InvocationsView(APIView):  # type: ignore[misc]  # adrf is not typed
     """What the views of an endpoint share: who may call, and how errors are answered.
@@ -40,18 +44,15 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf is not typed
     Attributes:
         alias: The endpoint's alias.
         dialect_name: The dialect of the URL.
+        endpoint: The settings of the endpoint, while a request is answered.
     """
 
     alias: str = ""
+    endpoint: EndpointSettings
     dialect_name: DialectName = "channel"
     http_method_names = ["post"]
     # Django asks the handlers by their names; here there is one for all methods.
     view_is_async = True
-
-    @property
-    def endpoint(self) -> EndpointSettings:
-        """The settings of the endpoint."""
-        return conf.get_endpoint(self.alias)
 
     @property
     def dialect(self) -> Dialect:
@@ -70,6 +71,8 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf is not typed
         try:
             if (request.method or "").lower() not in self.http_method_names:
                 return self._method_not_allowed()
+            # Looked up once: a view is made for one request.
+            self.endpoint = conf.get_endpoint(self.alias)
             body = read_body(request, self.endpoint.max_body_bytes)
             try:
                 await self._admit(request)
@@ -99,13 +102,14 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf is not typed
 
     async def _admit(self, request: HttpRequest) -> None:
         self.request = _without_form(self.initialize_request(request, *self.args, **self.kwargs))
-        if self._has_sync_checks():
+        permissions = [permission for permission in self.get_permissions() if type(permission) is not AllowAny]
+        if self.request.authenticators or permissions or self.get_throttles():
             # A thread of its own, which Django's handler has made already and the app's own has not.
             async with ThreadSensitiveContext():
                 await sync_to_async(self._check)(self.request)
         else:
-            # Nothing in it touches the database: the hop to a thread and back would cost more than all of it.
-            self.initial(self.request)
+            # There is nothing to check, so nothing that would touch the database in a thread.
+            self.keys = self._read_keys(self.request)
 
     def _check(self, request: Any) -> None:
         """Do all checks in one hop to a thread, which is given back without its connections."""
@@ -114,9 +118,8 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf is not typed
         finally:
             database.release_thread()
 
-    def _has_sync_checks(self) -> bool:
-        permissions = [permission for permission in self.get_permissions() if type(permission) is not AllowAny]
-        return bool(self.request.authenticators or permissions or self.get_throttles())
+    def _read_keys(self, request: Any) -> RequestKeys:
+        return isolation.request_keys(request) if self.endpoint.trust_isolation_headers else _NO_KEYS
 
     def initial(self, request: Any, *args: Any, **kwargs: Any) -> None:
         """Authenticate, read the isolation keys, check permissions and throttles, in this order.
@@ -127,7 +130,7 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf is not typed
             **kwargs: Unused.
         """
         self.perform_authentication(request)
-        self.keys = isolation.request_keys(request) if self.endpoint.trust_isolation_headers else RequestKeys()
+        self.keys = self._read_keys(request)
         self.check_permissions(request)
         self.check_throttles(request)
 
@@ -148,6 +151,9 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf is not typed
     @property
     def user_pk(self) -> Any:
         """Primary key of the authenticated Django user, or None."""
+        if not self.request.authenticators:
+            # Nobody was asked who it is; DRF makes an anonymous user when one is asked for.
+            return None
         user = self.request.user
         return user.pk if user is not None and user.is_authenticated else None
 
@@ -233,7 +239,7 @@ def read_body(request: HttpRequest, limit: int) -> bytes:
         raise BodyTooLarge
     hidden: Any = request
     hidden._body = body
-    hidden._post = QueryDict()
+    hidden._post = _NO_FIELDS
     hidden._files = MultiValueDict()
     return body
 
@@ -244,7 +250,7 @@ def _without_form(request: Any) -> Any:
     Its CSRF check asks for ``request.POST``, which reads JSON too, and answers what it cannot read ahead of
     who may call.
     """
-    request._data = request._full_data = QueryDict()
+    request._data = request._full_data = _NO_FIELDS
     request._files = MultiValueDict()
     return request
 
