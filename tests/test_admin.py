@@ -138,6 +138,12 @@ class TestInvocationList:
         [found] = staff.get(INVOCATIONS, {"q": word}).context["cl"].result_list
         assert found.invocation_id == "call-1"
 
+    def test_search_takes_blanks_for_a_part_of_the_id(self, staff):
+        for session_id in ("trip", "trip to Delft", "Delft"):
+            make_invocation(session_id=session_id)
+        [found] = staff.get(INVOCATIONS, {"q": " trip to Delft "}).context["cl"].result_list
+        assert found.session_id == "trip to Delft"
+
     @pytest.mark.parametrize(
         ("query", "ids"),
         [

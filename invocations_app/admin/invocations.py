@@ -8,7 +8,7 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.contrib import admin, messages
-from django.db.models import Model, QuerySet
+from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.html import format_html
@@ -128,11 +128,14 @@ class InvocationAdmin(InvocationPages):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
-        """Find a whole correlation id by its time, and whatever else as the admin does."""
-        found = find_by_correlation_id(InvocationRecord.objects.all(), search_term.strip())
+        """Find a whole id, a correlation id by its time; words are not looked for one by one: ids may have blanks."""
+        term = search_term.strip()
+        found = find_by_correlation_id(InvocationRecord.objects.all(), term)
         if found is not None:
             return queryset.filter(pk=found), False
-        return super().get_search_results(request, queryset, search_term)
+        if not term:
+            return queryset, False
+        return queryset.filter(Q(correlation_id=term) | Q(invocation_id=term) | Q(session_id=term)), False
 
     @admin.action(description=_("Cancel selected invocations…"), permissions=["operate"])
     def cancel_chosen(self, request: HttpRequest, queryset: QuerySet[InvocationRecord]) -> HttpResponse | None:
