@@ -8,6 +8,7 @@ figures are rows alone. The same every time, but for ids and the time of day.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import io
@@ -40,6 +41,11 @@ _ANNOUNCEMENT = "the library is open on Sunday, from ten to four"
 
 def main() -> None:
     """Set Django up, migrate, and fill."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument(
+        "--runs-a-day", type=int, default=RUNS_A_DAY, help="for the overview to count, on a working day (%(default)s)"
+    )
+    runs_a_day: int = parser.parse_args().runs_a_day
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
@@ -49,10 +55,10 @@ def main() -> None:
     from django.core.management import call_command
 
     call_command("migrate", verbosity=0)
-    fill()
+    fill(runs_a_day=runs_a_day)
 
 
-def fill(*, runs_a_day: int = RUNS_A_DAY) -> None:
+def fill(*, runs_a_day: int) -> None:
     """Make users, talks and runs.
 
     Args:
@@ -65,14 +71,18 @@ def fill(*, runs_a_day: int = RUNS_A_DAY) -> None:
         if not users.filter(username=name).exists():
             make = users.create_superuser if name == ADMIN else users.create_user
             make(username=name, password=name)
-    _make_runs(runs_a_day)
-    _talk()
+    _talk(_Runs(runs_a_day))
 
 
 # Talks
 
 
-def _talk() -> None:
+def _talk(runs: _Runs) -> None:
+    def _ago(ago: timedelta) -> contextlib.AbstractContextManager[None]:
+        # In the order of time, as records come.
+        runs.make_until(_now() - ago)
+        return _moved(ago)
+
     with _ago(timedelta(days=2, hours=3)):
         _say("ada", "trip to Delft", "My name is Ada.")
         _say("ada", "trip to Delft", "What is the time in Europe/Amsterdam?")
@@ -82,7 +92,7 @@ def _talk() -> None:
     with _ago(timedelta(hours=20)):
         _say("hedy", "minutes of the meeting", _LONG, stream=False)
         _say("hedy", "minutes of the meeting", "How many words are in: all is well that ends well?")
-    with _ago(timedelta(hours=5)), _picture() as path:
+    with _picture() as path, _ago(timedelta(hours=5)):
         _say("ada", "receipts", "What is on this picture?", "--attach", path)
     with _ago(timedelta(hours=2)), _no_model():
         _say("hedy", "no model today", "Is anybody there?", ends=1)
@@ -137,7 +147,7 @@ def _no_model() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ago(ago: timedelta) -> Iterator[None]:
+def _moved(ago: timedelta) -> Iterator[None]:
     """Let what is said inside have been said a while ago."""
     from django.db.models import F
 
@@ -187,21 +197,36 @@ def _picture() -> Iterator[str]:
 # Runs
 
 
-def _make_runs(a_day: int) -> None:
-    """Make the records of a week: more by day than by night, fewer on its weekend, slower in one of its hours."""
-    from invocations_app.models import InvocationRecord
+class _Runs:
+    """A week of runs: more by day than by night, fewer on its weekend, slow and failing in one of its hours.
 
-    chance = random.Random(7)
-    now = _now()
-    records = []
-    for hour in range(DAYS * 24):
-        begin = now - timedelta(hours=hour + 1)
-        weekend = hour // 24 in {3, 4}
-        # Counted back from now, so that the picture is the same at any time of day.
-        busy = 0.15 + (1 - abs((hour % 24) - 6) / 12) ** 2 * 1.6 if hour % 24 <= 18 else 0.12
-        for _ in range(round(a_day / 24 * busy * (0.3 if weekend else 1))):
-            records.append(_record(chance, begin + timedelta(seconds=chance.uniform(0, 3500)), is_bad_hour=hour == 9))
-    InvocationRecord.objects.bulk_create(records, batch_size=500)
+    Counted back from now, so that the picture is the same at any time of day.
+
+    Args:
+        a_day: How many, on a working day.
+    """
+
+    def __init__(self, a_day: int) -> None:
+        chance = random.Random(7)
+        now = _now()
+        self._records = []
+        for hour in range(DAYS * 24):
+            begin = now - timedelta(hours=hour + 1)
+            is_weekend = hour // 24 in {3, 4}
+            busy = 0.15 + (1 - abs((hour % 24) - 6) / 12) ** 2 * 1.6 if hour % 24 <= 18 else 0.12
+            for _ in range(round(a_day / 24 * busy * (0.3 if is_weekend else 1))):
+                began = begin + timedelta(seconds=chance.uniform(0, 3500))
+                self._records.append(_record(chance, began, is_bad_hour=hour == 9))
+        self._records.sort(key=lambda record: record.created_at, reverse=True)
+
+    def make_until(self, moment: datetime) -> None:
+        """Make the records of all runs up to a moment that have none yet."""
+        from invocations_app.models import InvocationRecord
+
+        due = []
+        while self._records and self._records[-1].created_at <= moment:
+            due.append(self._records.pop())
+        InvocationRecord.objects.bulk_create(due, batch_size=500)
 
 
 def _record(chance: random.Random, began: datetime, *, is_bad_hour: bool) -> Any:
