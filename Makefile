@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PARITY_VENV ?= .venv-parity
 
 .DEFAULT_GOAL := help
-.PHONY: help setup site test lint format migrations-check pytest run demo demo-check browser soak parity
+.PHONY: help setup site test lint format migrations-check pytest run demo demo-check browser screenshots soak parity
 
 help: ## show these words
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -50,6 +50,9 @@ demo: site ## from nothing to an agent that answers, on 127.0.0.1:$(PORT)
 
 demo-check: site ## start the demonstration and compare its answers with the README's
 	@$(BIN)/python scripts/demo_check.py
+
+screenshots: setup browser ## the pictures in docs/images, anew
+	$(BIN)/python -W ignore -m scripts.screenshots
 
 soak: setup ## the long measurements, and what they saw
 	$(BIN)/pytest -m soak -v

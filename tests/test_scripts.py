@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import demo_check
+from scripts import demo_check, screenshots
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = "```bash\ncurl -s http://127.0.0.1:8000/ \\\n  -d x\n```\n\nprints\n\n```text\ny\n```\n"
@@ -118,3 +118,7 @@ def test_server_is_stopped_when_a_check_fails() -> None:
         demo_check.check([("true", "something")], url)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+
+
+def test_pictures_are_those_that_are_taken() -> None:
+    assert {path.stem for path in screenshots.IMAGES.iterdir()} == {shot.name for shot in screenshots.SHOTS}
