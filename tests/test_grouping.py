@@ -431,6 +431,24 @@ async def test_loop_that_was_closed_meanwhile_does_not_touch_the_others() -> Non
     assert await database.run(InvocationRecord.objects.count) == 3
 
 
+async def test_loop_that_was_closed_before_it_sent_anything_does_not_keep_the_others_waiting() -> None:
+    def live_shortly() -> None:
+        loop = asyncio.new_event_loop()
+
+        def ask_and_stop() -> None:
+            groups.begin(request("theirs"))
+            loop.stop()
+
+        loop.call_soon(ask_and_stop)
+        loop.run_forever()
+        loop.close()
+
+    await asyncio.to_thread(live_shortly)
+    assert groups._begins._gathered
+    assert isinstance(await begin(request("mine")), Turn)
+    assert not groups._begins._gathered
+
+
 async def test_several_loops_share_their_transactions(commits: Commits) -> None:
     async def many(name: int) -> list[Any]:
         jobs = [begin(request(f"s{name}-{place}")) for place in range(5)]

@@ -68,7 +68,8 @@ class Group(Generic[Job, T]):
         self._order = order
         self._lock = threading.Lock()
         self._gathered: deque[_Entry] = deque()
-        self._is_scheduled = False
+        self._is_sent = False
+        self._sender: asyncio.AbstractEventLoop | None = None
 
     def do(self, job: Job) -> asyncio.Future[T]:
         """Do a job, together with those that gather meanwhile.
@@ -84,11 +85,20 @@ class Group(Generic[Job, T]):
         future: asyncio.Future[T] = loop.create_future()
         with self._lock:
             self._gathered.append((job, loop, future))
-            schedule = not self._is_scheduled
-            self._is_scheduled = True
-        if schedule:
-            self._schedule()
+            # Sent when the loop has done what it can do now: more may gather. One that was closed sends nothing.
+            is_due = not self._is_sent and (self._sender is None or self._sender.is_closed())
+            if is_due:
+                self._sender = loop
+        if is_due:
+            loop.call_soon(self._send)
         return future
+
+    def _send(self) -> None:
+        with self._lock:
+            self._sender = None
+            is_sent, self._is_sent = self._is_sent, True
+        if not is_sent:
+            self._schedule()
 
     def _schedule(self) -> None:
         try:
@@ -98,13 +108,13 @@ class Group(Generic[Job, T]):
             with self._lock:
                 entries = list(self._gathered)
                 self._gathered.clear()
-                self._is_scheduled = False
+                self._is_sent = False
             _deliver(entries, [(None, error)] * len(entries))
 
     def _carry_out(self) -> None:
         with self._lock:
             entries = [self._gathered.popleft() for _ in range(min(len(self._gathered), _AT_ONCE))]
-            more = self._is_scheduled = bool(self._gathered)
+            more = self._is_sent = bool(self._gathered)
         if more:
             self._schedule()
         outcomes: Sequence[_Outcome]
