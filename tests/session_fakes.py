@@ -35,7 +35,7 @@ from django.test.utils import CaptureQueriesContext
 
 from invocations_app.isolation import get_current_isolation_keys
 from invocations_app.models import SessionRecord
-from invocations_app.storage import database, grouping
+from invocations_app.storage import database, plain_sql
 from tests import fakes
 
 PATH = "/invocations/invoke"
@@ -325,7 +325,7 @@ def failing_statements(fails: Callable[[str], bool]) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CursorWrapper, "_execute_with_wrappers", execute)
-        patch.setattr(grouping, "driver_cursor", FailingCursor)
+        patch.setattr(plain_sql, "driver_cursor", FailingCursor)
         yield
 
 

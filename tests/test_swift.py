@@ -25,7 +25,8 @@ from invocations_app.storage import endings, figures, records, snapshots, swift,
 from invocations_app.storage.checkpoints import EncodedCheckpoint
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.event_log import Batch
-from invocations_app.storage.grouping import NotSwift, driver_cursor
+from invocations_app.storage.grouping import NotSwift
+from invocations_app.storage.plain_sql import driver_cursor
 from invocations_app.storage.swift import Commit
 from invocations_app.storage.turns import Turn
 from tests.test_turns import begin_any, change_of, ending, expire, request, rows

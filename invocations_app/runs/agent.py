@@ -119,13 +119,16 @@ async def _run_streamed(endpoint: EndpointSettings, stream: Any, invocation: Inv
         stream = await stream
     pieces: list[str] = []
     calls = _Calls(publish, is_timed=True)
+    is_hooked = endpoint.stream_transform_hook is not None
     try:
         breath = time.monotonic()
         async for update in stream:
             for content in update.contents:
                 if content.type in _CALLS:
                     await calls.tell(content)
-            changed = await hooks.apply_stream_transform_hook(endpoint, update, invocation=invocation)
+            changed: Any = update
+            if is_hooked:
+                changed = await hooks.apply_stream_transform_hook(endpoint, update, invocation=invocation)
             text = "" if changed is None else _join(changed.contents)
             if text:
                 pieces.append(text)

@@ -37,6 +37,23 @@ class Source(Protocol):
         ...
 
 
+class _Silence:
+    """One time of waiting for events.
+
+    Attributes:
+        task: Who waits.
+        since: Since when, in the loop's time.
+        is_over: Whether it was ended for a comment.
+    """
+
+    __slots__ = ("is_over", "since", "task")
+
+    def __init__(self, task: asyncio.Task[object], since: float) -> None:
+        self.task = task
+        self.since = since
+        self.is_over = False
+
+
 class StreamBody:
     """An async iterator of bytes for Django's ``StreamingHttpResponse``.
 
@@ -54,6 +71,8 @@ class StreamBody:
         self._sender: asyncio.Task[object] | None = None
         self._handed_at: float | None = self._loop.time()
         self._watch = self._watch_later(stall_seconds)
+        self._keepalive: asyncio.TimerHandle | None = None
+        self._silence: _Silence | None = None
         self._is_cut = False
         self._watch_view()
 
@@ -75,13 +94,7 @@ class StreamBody:
         chunk = self._source.ready()
         if chunk is None:
             try:
-                async with asyncio.timeout(self._keepalive_seconds) as silence:
-                    chunk = await self._source.next()
-            except TimeoutError:
-                if not silence.expired():
-                    self.leave()
-                    raise
-                chunk = KEEPALIVE
+                chunk = await self._wait(self._source)
             except BaseException:
                 self.leave()
                 raise
@@ -90,6 +103,41 @@ class StreamBody:
             raise StopAsyncIteration
         self._handed_at = self._loop.time()
         return chunk
+
+    async def _wait(self, source: Source) -> bytes:
+        """Wait for events, or for as much silence as asks for a comment."""
+        task = asyncio.current_task()
+        if self._keepalive_seconds is None or task is None:
+            return await source.next()
+        before = task.cancelling()
+        self._silence = _Silence(task, self._loop.time())
+        if self._keepalive is None:
+            # One timer for many pieces: one for each would cost more than to send it.
+            self._keepalive = self._speak_later(self._keepalive_seconds)
+        silence = self._silence
+        try:
+            return await source.next()
+        except asyncio.CancelledError:
+            if not silence.is_over or task.uncancel() > before:
+                raise
+            return KEEPALIVE
+        finally:
+            self._silence = None
+
+    def _speak_later(self, seconds: float) -> asyncio.TimerHandle:
+        return self._loop.call_later(seconds, _check_silence_of, weakref.ref(self))
+
+    def _check_silence(self) -> None:
+        self._keepalive = None
+        if self._source is None or self._keepalive_seconds is None:
+            return
+        silence = self._silence
+        lasted = 0.0 if silence is None else self._loop.time() - silence.since
+        if silence is None or silence.is_over or lasted < self._keepalive_seconds:
+            self._keepalive = self._speak_later(self._keepalive_seconds - lasted)
+        else:
+            silence.is_over = True
+            silence.task.cancel()
 
     def is_cause(self) -> bool:
         """Return whether its sender was cancelled by this alone; then it counts as not cancelled any more."""
@@ -100,6 +148,8 @@ class StreamBody:
         source, self._source = self._source, None
         if source is not None:
             self._watch.cancel()
+            if self._keepalive is not None:
+                self._keepalive.cancel()
             source.leave()
 
     def _watch_later(self, seconds: float) -> asyncio.TimerHandle:
@@ -147,6 +197,12 @@ def _check_stall_of(reference: weakref.ref[StreamBody]) -> None:
     body = reference()
     if body is not None:
         body._check_stall()
+
+
+def _check_silence_of(reference: weakref.ref[StreamBody]) -> None:
+    body = reference()
+    if body is not None:
+        body._check_silence()
 
 
 def _unread_later(loop: asyncio.AbstractEventLoop, reference: weakref.ref[StreamBody]) -> Callable[[object], None]:

@@ -83,10 +83,11 @@ class Tape:
         last = self.dropped + len(self._frames)
         if self._logged is not None and last - self._logged >= LOG_HIGH_WATER:
             return True
-        return any(
-            last - place.position >= HIGH_WATER or self.written_bytes - place.taken_bytes >= HIGH_WATER_BYTES
-            for place in self._holders
-        )
+        for place in self._holders:
+            behind = last - place.position
+            if behind >= HIGH_WATER or self.written_bytes - place.taken_bytes >= HIGH_WATER_BYTES:
+                return True
+        return False
 
     @property
     def is_unread(self) -> bool:

@@ -5,6 +5,7 @@ The last event of a stream is not logged: it follows from the record's status.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +15,15 @@ from django.db import connections, transaction
 from django.utils import timezone
 
 from invocations_app.models import EventRecord, InvocationRecord
-from invocations_app.storage import clock, database, notify
+from invocations_app.storage import clock, database, notify, plain_sql
+from invocations_app.storage.plain_sql import Insert
 
+_NEW_EVENTS = Insert(EventRecord, ["invocation_id", "first", "last", "frames", "created_at"])
+_REPLACE = '(invocation_id, "first") DO UPDATE SET "last" = excluded."last", frames = excluded.frames'
+_HELD = f"""
+SELECT id FROM "{InvocationRecord._meta.db_table}"
+WHERE owner = %s AND id IN ({{keys}}) AND status = 'running' AND lease_expires_at >= {{now}} ORDER BY id
+"""  # noqa: S608 - a table's name
 # Rows of up to 256 events; a reader takes a few at a time, so that a long log does not fill memory.
 _ROWS_A_READ = 4
 
@@ -85,16 +93,29 @@ def write_batch(using: str, batch: Batch) -> None:
 def _append(owner: str, batches: Sequence[Batch]) -> set[int]:
     using = database.alias()
     with transaction.atomic(using=using):
-        rows = InvocationRecord.objects.using(using).filter(
-            pk__in=[batch.record_pk for batch in batches], owner=owner, status=InvocationRecord.Status.RUNNING
-        )
-        rows = rows.exclude(clock.is_past("lease_expires_at"))
-        if connections[using].features.has_select_for_update:
-            rows = rows.select_for_update().order_by("pk")
-        held = set(rows.values_list("pk", flat=True))
+        held = _held(using, owner, [batch.record_pk for batch in batches])
         _insert(using, [batch for batch in batches if batch.record_pk in held])
         notify.notify(using, [notify.invocation_key(pk) for pk in held])
     return held
+
+
+def _held(using: str, owner: str, record_pks: Sequence[int]) -> set[int]:
+    """Return, and lock, the records that this process may still write."""
+    connection: Any = connections[using]
+    vendor = connection.vendor
+    if vendor in plain_sql.VENDORS:
+        with contextlib.closing(plain_sql.driver_cursor(connection)) as cursor:
+            text = _HELD.replace("{keys}", plain_sql.placeholders(vendor, len(record_pks)))
+            lock = " FOR UPDATE" if vendor == "postgresql" else ""
+            cursor.execute(plain_sql.statement(vendor, text + lock), [owner, *record_pks])
+            return {pk for (pk,) in cursor.fetchall()}
+    rows = InvocationRecord.objects.using(using).filter(
+        pk__in=record_pks, owner=owner, status=InvocationRecord.Status.RUNNING
+    )
+    rows = rows.exclude(clock.is_past("lease_expires_at"))
+    if connection.features.has_select_for_update:
+        rows = rows.select_for_update().order_by("pk")
+    return set(rows.values_list("pk", flat=True))
 
 
 def _insert(using: str, batches: Sequence[Batch]) -> None:
@@ -103,7 +124,14 @@ def _insert(using: str, batches: Sequence[Batch]) -> None:
     That one's confirmation was lost with a connection, or nobody waited for it any more; it began
     with the same event, and the new batch holds all of it.
     """
-    features = connections[using].features
+    connection: Any = connections[using]
+    if connection.vendor in plain_sql.VENDORS:
+        now = plain_sql.moment(connection, timezone.now())
+        rows = [[batch.record_pk, batch.first, batch.last, batch.text, now] for batch in batches]
+        with contextlib.closing(plain_sql.driver_cursor(connection)) as cursor:
+            _NEW_EVENTS.insert(connection, cursor, rows, on_conflict=_REPLACE)
+        return
+    features = connection.features
     conflicts: dict[str, Any] = {}
     if features.supports_update_conflicts:
         conflicts = {"update_conflicts": True, "update_fields": ["last", "frames"]}

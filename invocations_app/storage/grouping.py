@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from django.db import DatabaseError, connections, transaction
 
-from invocations_app.storage import database
+from invocations_app.storage import database, plain_sql
 
 Job = TypeVar("Job")
 T = TypeVar("T")
@@ -129,7 +129,7 @@ class Group(Generic[Job, T]):
         done: dict[int, T] = {}
         using = database.alias()
         connection: Any = connections[using]
-        if connection.vendor in ("sqlite", "postgresql"):
+        if connection.vendor in plain_sql.VENDORS:
             places = sorted(range(len(jobs)), key=lambda place: self._order(jobs[place]))
             for way in (self._together, self._apart) if len(jobs) > 1 else (self._together,):
                 is_done = False
@@ -148,14 +148,14 @@ class Group(Generic[Job, T]):
         return [(done[place], None) if place in done else self._one(job) for place, job in enumerate(jobs)]
 
     def _together(self, connection: Any, jobs: Sequence[Job], places: Sequence[int]) -> dict[int, T]:
-        with contextlib.closing(driver_cursor(connection)) as cursor:
+        with contextlib.closing(plain_sql.driver_cursor(connection)) as cursor:
             done = self._swift(connection, cursor, [jobs[place] for place in places])
         return {places[place]: outcome for place, outcome in done.items()}
 
     def _apart(self, connection: Any, jobs: Sequence[Job], places: Sequence[int]) -> dict[int, T]:
         """Do each job in a savepoint: one of them is none that can be done together, so it is not known which."""
         done: dict[int, T] = {}
-        with contextlib.closing(driver_cursor(connection)) as cursor:
+        with contextlib.closing(plain_sql.driver_cursor(connection)) as cursor:
             for place in places:
                 cursor.execute("SAVEPOINT one")
                 try:
@@ -174,15 +174,6 @@ class Group(Generic[Job, T]):
             if isinstance(error, DatabaseError):
                 database.mend(connections[database.alias()])
             return None, error
-
-
-def driver_cursor(connection: Any) -> Any:
-    """Return a cursor of the driver itself, without Django's wrappers.
-
-    Args:
-        connection: Django's connection, open.
-    """
-    return connection.connection.cursor()
 
 
 def _deliver(entries: Sequence[_Entry], outcomes: Sequence[_Outcome]) -> None:

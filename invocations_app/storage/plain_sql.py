@@ -14,6 +14,9 @@ from typing import Any
 
 from django.db.models import Model
 
+#: The databases that these are for.
+VENDORS = ("sqlite", "postgresql")
+
 _NOW = {
     "sqlite": "STRFTIME('%Y-%m-%d %H:%M:%f', 'NOW')",
     "postgresql": "STATEMENT_TIMESTAMP()",
@@ -25,6 +28,15 @@ _FROM_NOW = {
 # PostgreSQL's protocol counts parameters in 16 bits; SQLite's own limit may be lower.
 _MOST_PARAMETERS = 30_000
 _PLACEHOLDER = {"sqlite": "?", "postgresql": "%s"}
+
+
+def driver_cursor(connection: Any) -> Any:
+    """Return a cursor of the driver itself, without Django's wrappers.
+
+    Args:
+        connection: Django's connection, open.
+    """
+    return connection.connection.cursor()
 
 
 def now(vendor: str) -> str:
