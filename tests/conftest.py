@@ -17,6 +17,7 @@ from django.test import Client
 from invocations_app import conf
 from invocations_app.models import InvocationRecord, SessionRecord
 from invocations_app.storage import database, kept
+from invocations_app.views import checking
 from tests import fakes
 from tests.server import SiteServer, Wire
 
@@ -49,6 +50,7 @@ def _nothing_kept() -> Iterator[None]:
 def django_db_setup(django_db_setup: None) -> Iterator[None]:
     """The connections of other threads, the app's and asgiref's, are closed before the database is dropped."""
     yield
+    checking.close()
     database.close()
     SyncToAsync.single_thread_executor.submit(connections.close_all).result()
 

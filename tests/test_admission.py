@@ -300,7 +300,7 @@ async def test_classes_themselves_may_stand_in_the_settings(settings):
 @pytest.mark.parametrize("permissions", [[], ["rest_framework.permissions.AllowAny"]])
 async def test_an_open_endpoint_costs_no_thread_hop(settings, monkeypatch, permissions):
     settings.INVOCATIONS = endpoint(PERMISSION_CLASSES=permissions)
-    monkeypatch.setattr(views.base, "sync_to_async", None)
+    monkeypatch.setattr(views.checking, "sync_to_async", None)
     assert (await post({"message": "pong"})).content == PONG
 
 
@@ -317,16 +317,16 @@ async def test_checks_run_together_in_one_thread_that_is_not_the_loops(settings,
     settings.INVOCATIONS = guarded(**classes)
     hops = []
 
-    def counted(function: Any) -> Any:
+    def counted(function: Any, **how: Any) -> Any:
         hops.append(function.__name__)
-        return sync_to_async(function)
+        return sync_to_async(function, **how)
 
-    monkeypatch.setattr(views.base, "sync_to_async", counted)
+    monkeypatch.setattr(views.checking, "sync_to_async", counted)
     assert (await post({"message": "pong"}, headers={"x-user": "7"})).content == PONG
     threads = {thread for _, thread in auth_fakes.seen}
     assert len(threads) == 1
     assert threading.get_ident() not in threads
-    assert hops == ["_check"]
+    assert hops == ["_call"]
 
 
 # A body that somebody read before.

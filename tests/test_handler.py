@@ -35,7 +35,7 @@ from invocations_app.models import InvocationRecord
 from invocations_app.storage import database
 from tests import fakes
 from tests.client import INVOKE, endpoint, records
-from tests.durable import until, until_idle
+from tests.durable import until_idle
 
 in_database = pytest.mark.django_db(transaction=True)
 
@@ -438,13 +438,13 @@ def _seen() -> Iterator[None]:
 @in_database
 @pytest.mark.usefixtures("_seen")
 @pytest.mark.parametrize("stream", [False, True])
-async def test_token_is_looked_up_in_a_thread_that_ends_with_its_connection(settings: Settings, stream: bool) -> None:
+async def test_token_is_looked_up_in_a_thread_that_the_next_caller_uses_too(settings: Settings, stream: bool) -> None:
     settings.INVOCATIONS = endpoint(
         TARGET="tests.fakes.build_scripted",
         AUTHENTICATION_CLASSES=[NameIsToken],
         PERMISSION_CLASSES=["rest_framework.permissions.IsAuthenticated"],
     )
-    fakes.script([fakes.gate(), "pong"])
+    fakes.script([fakes.gate(), "pong"], ["again"])
     user = await sync_to_async(get_user_model().objects.create_user)("ada")
     asked = Asked(as_json(message="hi", stream=stream), headers={"authorization": "Token ada"})
     task = asyncio.ensure_future(ask(own(), asked))
@@ -452,11 +452,12 @@ async def test_token_is_looked_up_in_a_thread_that_ends_with_its_connection(sett
     # The answer is still open.
     [(_, used, thread)] = seen
     assert thread is not threading.main_thread()
-    await until(lambda: not thread.is_alive())
-    assert used.__dict__.get("connection") is None
+    assert b"again" in body_of(await ask(own(), asked))
+    # No thread and no connection for each open stream.
+    assert [(again, other) for _, again, other in seen] == [(used, thread)] * 2
     fakes.gate().open()
     assert b"pong" in body_of(await task)
-    assert [record.user_id for record in await records()] == [user.pk]
+    assert [record.user_id for record in await records()] == [user.pk] * 2
     refused = await ask(own(), Asked(as_json(message="hi"), headers={"authorization": "Token eve"}))
     assert (refused[0]["status"], body_of(refused)) == (401, b'{"error":"Invalid token."}')
 

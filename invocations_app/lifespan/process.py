@@ -18,6 +18,7 @@ from invocations_app.lifespan.callbacks import CallbackFailed, call_all
 from invocations_app.lifespan.signals import SignalChain
 from invocations_app.runs.host import get_host
 from invocations_app.storage import database
+from invocations_app.views import checking
 
 logger = logging.getLogger("invocations_app.lifespan")
 
@@ -124,6 +125,7 @@ async def _reasons() -> list[str]:
 
 def _close_database() -> None:
     """Close the app's connections, and the pool that they may come from."""
+    checking.close()
     database.close()
     close_pool = getattr(connections[database.alias()], "close_pool", None)
     if close_pool is not None:

@@ -12,7 +12,6 @@ from http import HTTPStatus
 from typing import Any
 
 from adrf.views import APIView
-from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.request import QueryDict, RawPostDataException, UnreadablePostError
@@ -28,7 +27,7 @@ from invocations_app.envelope import DialectName
 from invocations_app.exceptions import BodyTooLarge, InvocationError, StorageUnavailable, TargetFailed
 from invocations_app.isolation import RequestKeys, Scope
 from invocations_app.runs import UNREACHABLE
-from invocations_app.storage import database
+from invocations_app.views import checking
 from invocations_app.views.responses import json_response
 
 logger = logging.getLogger("invocations_app.views")
@@ -104,19 +103,10 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf is not typed
         self.request = _without_form(self.initialize_request(request, *self.args, **self.kwargs))
         permissions = [permission for permission in self.get_permissions() if type(permission) is not AllowAny]
         if self.request.authenticators or permissions or self.get_throttles():
-            # A thread of its own, which Django's handler has made already and the app's own has not.
-            async with ThreadSensitiveContext():
-                await sync_to_async(self._check)(self.request)
+            await checking.check(self.initial, self.request)
         else:
             # There is nothing to check, so nothing that would touch the database in a thread.
             self.keys = self._read_keys(self.request)
-
-    def _check(self, request: Any) -> None:
-        """Do all checks in one hop to a thread, which is given back without its connections."""
-        try:
-            self.initial(request)
-        finally:
-            database.release_thread()
 
     def _read_keys(self, request: Any) -> RequestKeys:
         return isolation.request_keys(request) if self.endpoint.trust_isolation_headers else _NO_KEYS
