@@ -73,9 +73,10 @@ async def _answer(
             can_stream=True,
         )
     )
-    await asyncio.shield(run.started)
     if not in_background:
         await _wait(run)
+    # A refusal, where there was one; a run that is waited for has ended by now.
+    await asyncio.shield(run.started)
     return run.record_pk
 
 

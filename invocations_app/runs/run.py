@@ -141,6 +141,7 @@ class Run:
         self._first_byte_at: datetime | None = None
         self._steps = Steps()
         self._stop: InvocationError | None = None
+        self._has_begun = False
         self._over = False
         self._pushing = False
         # A copy of its own: the middleware unsets the keys while the response still streams.
@@ -399,6 +400,7 @@ class Run:
 
     def _start(self, stored: StoredInvocation | None) -> None:
         # Who waits for a plain answer has nothing to do before its end: it is woken once.
+        self._has_begun = stored is None
         is_plain = stored is None and not self.invocation.stream and not self.invocation.is_acknowledged
         if not is_plain and not self.started.done():
             self.started.set_result(stored)
@@ -533,7 +535,7 @@ class Run:
         if self._held is not None:
             await self._record_failure(self._held, error)
         shown = self._exposed(error)
-        if not self.started.done():
+        if not self._has_begun and not self.started.done():
             self.started.set_exception(shown)
             # Whoever started it may have left: nobody need ask.
             self.started.exception()
