@@ -481,4 +481,23 @@ def test_turn_that_was_committed_is_left_alone() -> None:
 def test_only_what_nobody_could_ask_for_is_recorded_at_its_end(
     asked: turns.TurnRequest, id_given: bool, may_be: bool
 ) -> None:
-    assert turns.may_be_recorded_at_its_end(asked, id_given=id_given) is may_be
+    is_unknown = turns.can_nobody_ask(asked.invocation, id_given=id_given)
+    assert turns.may_be_recorded_at_its_end(dataclasses.replace(asked, is_unknown=is_unknown)) is may_be
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has one way to flush for all transactions")
+@pytest.mark.parametrize(("unknown", "flushed"), [([True, True], "off"), ([True, False], "on"), ([False], "on")])
+def test_only_begins_that_nobody_could_ask_for_do_not_wait_for_the_disk(unknown: list[bool], flushed: str) -> None:
+    asked = [
+        dataclasses.replace(request(f"s{place}"), is_unknown=is_unknown) for place, is_unknown in enumerate(unknown)
+    ]
+    with transaction.atomic(), closing(driver_cursor(connection)) as cursor:
+        begun = swift.begin(connection, cursor, asked)
+        cursor.execute("SHOW synchronous_commit")
+        assert cursor.fetchone() == (flushed,)
+    with transaction.atomic(), closing(driver_cursor(connection)) as cursor:
+        cursor.execute("SHOW synchronous_commit")
+        assert cursor.fetchone() == ("on",)
+        swift.commit(connection, cursor, [commit_job(turn) for turn in begun.values()])
+        cursor.execute("SHOW synchronous_commit")
+        assert cursor.fetchone() == ("on",)

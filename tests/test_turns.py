@@ -260,8 +260,9 @@ def test_an_uncontended_turn_makes_few_queries():
         "UPDATE sessionrecord",
         "INSERT messagerecord",
         "UPDATE invocationrecord",
-        "INSERT eventrecord",
     ]
+    # Written by the driver itself, where nothing counts.
+    assert EventRecord.objects.count() == 1
 
 
 def test_a_turn_without_session_makes_fewer():

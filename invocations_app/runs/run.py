@@ -345,12 +345,13 @@ class Run:
             check_reply=None if work is None else work.check_reply,
             with_checkpoint=work is not None and work.with_checkpoint,
             handed_input=parcel.pack(self.invocation, self._request.keys) if is_handed else "",
+            is_unknown=turns.can_nobody_ask(self.invocation, id_given=self._request.parsed.id_given),
             begun_at=timezone.now() if taken is None else taken.begun_at,
         )
 
     async def _begin(self, work: Work) -> turns.Begun:
         request = self._turn_request(work)
-        if turns.may_be_recorded_at_its_end(request, id_given=self._request.parsed.id_given):
+        if turns.may_be_recorded_at_its_end(request):
             self._held = Turn(0, request.owner, None, request.begun_at, unrecorded=request)
             return self._held
         try:

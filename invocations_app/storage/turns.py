@@ -48,6 +48,7 @@ class TurnRequest:
         with_checkpoint: Whether the latest checkpoint is loaded (the target is a workflow).
         handed_input: What a worker on another machine needs to run it; empty where
             this process runs it.
+        is_unknown: Whether nobody can ask for it before its end: no id of the caller's, and no answer before that.
         begun_at: When it was begun.
     """
 
@@ -62,6 +63,7 @@ class TurnRequest:
     check_reply: CheckReply | None = None
     with_checkpoint: bool = False
     handed_input: str = ""
+    is_unknown: bool = False
     begun_at: datetime = field(default_factory=timezone.now)
 
     @property
@@ -169,16 +171,23 @@ class Handed:
 Begun: TypeAlias = Turn | Waiting | Handed | StoredInvocation
 
 
-def may_be_recorded_at_its_end(request: TurnRequest, *, id_given: bool) -> bool:
-    """Return whether nobody could ask for an invocation before its end: no session, no stream, no id.
+def can_nobody_ask(invocation: Invocation, *, id_given: bool) -> bool:
+    """Return whether nobody can ask for an invocation before its end: no stream, no acknowledgement, no id.
+
+    Args:
+        invocation: The invocation.
+        id_given: Whether the caller chose its id.
+    """
+    return not (id_given or invocation.stream or invocation.is_acknowledged)
+
+
+def may_be_recorded_at_its_end(request: TurnRequest) -> bool:
+    """Return whether an invocation that nobody could ask for before its end has no session either.
 
     Args:
         request: What begins the turn.
-        id_given: Whether the caller knows the invocation's id.
     """
-    invocation = request.invocation
-    known = id_given or invocation.stream or invocation.is_acknowledged
-    return request.session_id is None and not known and invocation.responses is None
+    return request.is_unknown and request.session_id is None and request.invocation.responses is None
 
 
 def resume(request: TurnRequest, record_pk: int, session_pk: int | None) -> Turn | Waiting:
