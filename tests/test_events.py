@@ -130,7 +130,7 @@ async def test_a_replay_from_every_number_is_the_rest(pieces):
     await run([f"{number} " for number in range(pieces)])
     events = split(await events_of("i1"))
     assert len(events) == pieces + 1
-    step = 1 if pieces < FLUSH_EVENTS else 9
+    step = 1 if pieces < 64 else 9
     for after in {*range(0, len(events), step), len(events) - 1}:
         assert await events_of("i1", after) == b"".join(events[after:])
 
