@@ -17,7 +17,7 @@ from django.utils import timezone
 from invocations_app.events import Answer
 from invocations_app.exceptions import RunInterrupted, SessionBusy, TargetFailed
 from invocations_app.models import InvocationRecord, MessageRecord, SessionRecord
-from invocations_app.storage import database, groups, turns
+from invocations_app.storage import database, groups, loop_writer, turns
 from invocations_app.storage.grouping import Group, NotSwift
 from invocations_app.storage.invocations import StoredInvocation
 from invocations_app.storage.turns import Turn
@@ -26,15 +26,22 @@ from tests.test_turns import change_of, ending, request
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
+@pytest.fixture(autouse=True)
+def threads_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nothing written in the event loop's thread; see ``test_loop_writer.py``."""
+    monkeypatch.setattr(loop_writer.LoopWriter, "write", lambda *_: {})
+
+
 @contextlib.contextmanager
 def held() -> Iterator[None]:
     """Keep all database threads busy: what is asked for meanwhile gathers."""
     threads = database._get_executor()._max_workers
     all_wait, may_go = threading.Barrier(threads + 1), threading.Event()
 
-    def wait() -> None:
+    def wait() -> Callable[[], None]:
         all_wait.wait(3)
         may_go.wait(4)
+        return lambda: None
 
     for _ in range(threads):
         database.send(wait)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, router
@@ -29,6 +29,8 @@ UNREACHABLE = (OperationalError, InterfaceError)
 
 _lock = threading.Lock()
 _executor: ThreadPoolExecutor | None = None
+_calls = 0
+_closers: list[Callable[[], None]] = []
 
 
 def alias() -> str:
@@ -55,16 +57,18 @@ async def run(function: Callable[..., T], *args: Any) -> T:
     Returns:
         What it returns.
     """
-    return await asyncio.get_running_loop().run_in_executor(_get_executor(), _call, function, args)
+    result: T = await asyncio.wrap_future(_submit(_call, (function, args)))
+    return result
 
 
-def send(function: Callable[[], None]) -> None:
+def send(function: Callable[[], Callable[[], None]]) -> None:
     """Call a function on a database thread, without waiting for it.
 
     Args:
-        function: The function; it tells those who wait, and raises nothing.
+        function: The function, which raises nothing; it returns another one that tells those who wait,
+            called when the thread counts as idle again.
     """
-    _get_executor().submit(_call, function, ())
+    _submit(_call_and_tell, (function,))
 
 
 def call(function: Callable[..., T], *args: Any) -> T:
@@ -77,21 +81,58 @@ def call(function: Callable[..., T], *args: Any) -> T:
     Returns:
         What it returns.
     """
-    return _get_executor().submit(_call, function, args).result()
+    result: T = _submit(_call, (function, args)).result()
+    return result
+
+
+def is_idle() -> bool:
+    """Return whether the threads have nothing to do."""
+    return _calls == 0
+
+
+def _submit(function: Callable[..., Any], args: tuple[Any, ...]) -> Future[Any]:
+    _count(1)
+    try:
+        future = _get_executor().submit(function, *args)
+    except BaseException:
+        _count(-1)
+        raise
+    future.add_done_callback(_count_if_cancelled)
+    return future
+
+
+def _count_if_cancelled(future: Future[Any]) -> None:
+    # Cancelled before it began, so it is never made.
+    if future.cancelled():
+        _count(-1)
+
+
+def _count(by: int) -> None:
+    global _calls
+    with _lock:
+        _calls += by
 
 
 def _call(function: Callable[..., T], args: tuple[Any, ...]) -> T:
-    connection = connections[alias()]
     try:
-        return function(*args)
-    except DatabaseError:
-        mend(connection)
-        raise
+        connection = connections[alias()]
+        try:
+            return function(*args)
+        except DatabaseError:
+            mend(connection)
+            raise
+        finally:
+            if connection.settings_dict["OPTIONS"].get("pool") and not connection.in_atomic_block:
+                # Closing gives it back. Kept by these threads, a small pool would be empty for everybody else.
+                with contextlib.suppress(DatabaseError):
+                    connection.close()
     finally:
-        if connection.settings_dict["OPTIONS"].get("pool") and not connection.in_atomic_block:
-            # Closing gives it back. Kept by these threads, a small pool would be empty for everybody else.
-            with contextlib.suppress(DatabaseError):
-                connection.close()
+        # Before anybody hears of the result: whoever goes on from it meets an idle thread.
+        _count(-1)
+
+
+def _call_and_tell(function: Callable[[], Callable[[], None]]) -> None:
+    _call(function, ())()
 
 
 def mend(connection: Any) -> None:
@@ -123,9 +164,20 @@ def _is_usable(connection: Any) -> bool:
         return False
 
 
+def at_close(function: Callable[[], None]) -> None:
+    """Have something closed together with the connections.
+
+    Args:
+        function: Closes it; may be called more than once.
+    """
+    _closers.append(function)
+
+
 def close() -> None:
     """Close the connections and end the threads; the next call starts new ones."""
     global _executor
+    for closer in _closers:
+        closer()
     with _lock:
         executor, _executor = _executor, None
     if executor is not None:

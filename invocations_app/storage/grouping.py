@@ -13,11 +13,12 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from django.db import DatabaseError, connections, transaction
 
-from invocations_app.storage import database, plain_sql
+from invocations_app.storage import database, loop_writer, plain_sql
 
 Job = TypeVar("Job")
 T = TypeVar("T")
@@ -55,6 +56,8 @@ class Group(Generic[Job, T]):
         alone: Does a job in a transaction of its own; knows every case.
         order: Key by which the jobs of a group are sorted: two processes that
             meet lock rows in one order.
+        at_once: As ``swift``, but leaves out what the event loop must not be kept waiting for; None where
+            that is all.
     """
 
     def __init__(
@@ -62,8 +65,10 @@ class Group(Generic[Job, T]):
         swift: Callable[[Any, Any, Sequence[Job]], Mapping[int, T]],
         alone: Callable[[Job], T],
         order: Callable[[Job], Any],
+        at_once: Callable[[Any, Any, Sequence[Job]], Mapping[int, T]] | None = None,
     ) -> None:
         self._swift = swift
+        self._at_once = at_once
         self._alone = alone
         self._order = order
         self._lock = threading.Lock()
@@ -96,9 +101,35 @@ class Group(Generic[Job, T]):
     def _send(self) -> None:
         with self._lock:
             self._sender = None
-            is_sent, self._is_sent = self._is_sent, True
-        if not is_sent:
+            if self._is_sent:
+                return
+            self._is_sent = True
+            entries = list(self._gathered)
+            if self._at_once is None or len(entries) > loop_writer.FEW:
+                entries = []
+            else:
+                self._gathered.clear()
+        left = self._write_at_once(entries) if entries else []
+        with self._lock:
+            self._gathered.extendleft(reversed(left))
+            self._is_sent = bool(self._gathered)
+        if self._is_sent:
             self._schedule()
+
+    def _write_at_once(self, entries: list[_Entry]) -> list[_Entry]:
+        """Do what can be done in the event loop's own thread; return the others, which go the long way."""
+        done: Mapping[int, T] = {}
+        try:
+            entries.sort(key=self._order_of)
+            done = loop_writer.writer.write(self._at_once, [job for job, _, _ in entries])
+        except Exception:
+            # Whoever goes the long way tells what is wrong.
+            return entries
+        _settle([(entries[place][2], (outcome, None)) for place, outcome in done.items()])
+        return [entry for place, entry in enumerate(entries) if place not in done]
+
+    def _order_of(self, entry: _Entry) -> Any:
+        return self._order(entry[0])
 
     def _schedule(self) -> None:
         try:
@@ -111,7 +142,7 @@ class Group(Generic[Job, T]):
                 self._is_sent = False
             _deliver(entries, [(None, error)] * len(entries))
 
-    def _carry_out(self) -> None:
+    def _carry_out(self) -> Callable[[], None]:
         with self._lock:
             entries = [self._gathered.popleft() for _ in range(min(len(self._gathered), _AT_ONCE))]
             more = self._is_sent = bool(self._gathered)
@@ -123,7 +154,7 @@ class Group(Generic[Job, T]):
         except BaseException as error:
             # Whatever it was, those who wait must hear of it, and the thread goes on.
             outcomes = [(None, error)] * len(entries)
-        _deliver(entries, outcomes)
+        return partial(_deliver, entries, outcomes)
 
     def _outcomes(self, jobs: Sequence[Job]) -> list[_Outcome]:
         done: dict[int, T] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TypeAlias
 
 from invocations_app.events import Answer
@@ -96,8 +97,10 @@ def _failed_pk(job: Failure) -> tuple[int, int]:
     return job[0].session_pk or 0, job[0].record_pk
 
 
-_begins: Group[TurnRequest, Begun] = Group(swift.begin, _begin_alone, _session_key)
-_commits: Group[Commit, None] = Group(swift.commit, _commit_alone, _session_pk)
+_begins: Group[TurnRequest, Begun] = Group(
+    swift.begin, _begin_alone, _session_key, partial(swift.begin, with_histories=False)
+)
+_commits: Group[Commit, None] = Group(swift.commit, _commit_alone, _session_pk, swift.commit)
 # These go the ORM's way in a group too: hundreds of clients may leave at once.
 _fails: Group[Failure, None] = Group(each(_fail_alone), _fail_alone, _failed_pk)
 _joins: Group[int, bool] = Group(each(invocations.is_joined_now), invocations.is_joined_now, lambda pk: pk)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sqlite3
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from django.db.models import Model
@@ -74,6 +74,9 @@ def moment(connection: Any, value: datetime | None) -> Any:
         connection: Django's connection.
         value: The time, aware.
     """
+    if value is not None and value.tzinfo is UTC and connection.vendor == "sqlite" and connection.timezone is UTC:
+        # What Django makes of it in many steps.
+        return str(value.replace(tzinfo=None))
     return connection.ops.adapt_datetimefield_value(value)
 
 
@@ -141,7 +144,7 @@ class Insert:
         self._given = tuple(given)
         self._from_now = from_now
 
-    @property
+    @functools.cached_property
     def columns(self) -> int:
         """Number of parameters of a row."""
         return sum(1 for field in self._model._meta.concrete_fields if not field.primary_key)

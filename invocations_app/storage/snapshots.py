@@ -19,6 +19,7 @@ from agent_framework import AgentSession, Message
 from invocations_app.exceptions import StoredStateUnreadable
 from invocations_app.storage import collecting, looks
 from invocations_app.storage.decoding import decode_messages
+from invocations_app.storage.encoding import encode_message
 
 _FORMAT = 1
 _MAX_SOURCE_ID = 255
@@ -237,16 +238,12 @@ def _dump_source(
         to_encode.append((position, message))
         known.append(Known(message, str(message.role)[:_MAX_ROLE], "", looks.look_of(message), is_read=False))
     rows: list[MessageRow] = []
-    for (position, _), payload in zip(to_encode, _encode([m for _, m in to_encode]), strict=True):
+    for position, message in to_encode:
+        payload = encode_message(message)
         known[position].payload = payload
         if position >= stored or before[position].payload != payload:
             rows.append(MessageRow(source_id, position, known[position].role, payload))
     return known, rows
-
-
-def _encode(messages: Sequence[Message]) -> list[str]:
-    # What AgentSession.to_dict makes of them, without its second pass over the finished dictionaries.
-    return [_encoder.encode(message.to_dict()) for message in messages]
 
 
 def _check_keys(value: Any, path: str) -> None:

@@ -144,13 +144,16 @@ class Commit:
 # Begin
 
 
-def begin(connection: Any, cursor: Any, requests: Sequence[TurnRequest]) -> dict[int, Turn]:
+def begin(
+    connection: Any, cursor: Any, requests: Sequence[TurnRequest], *, with_histories: bool = True
+) -> dict[int, Turn]:
     """Record invocations as running and claim their free sessions.
 
     Args:
         connection: Django's connection.
         cursor: The driver's cursor, in a transaction.
         requests: What begins the turns, in order of arrival where they share a session.
+        with_histories: Whether to read histories; False leaves out turns that need one.
 
     Returns:
         The turns, by the place of their request; without those that are not the common case.
@@ -165,7 +168,7 @@ def begin(connection: Any, cursor: Any, requests: Sequence[TurnRequest]) -> dict
         cursor.execute("SET LOCAL synchronous_commit TO OFF")
     asked = {place: requests[place] for place in places if requests[place].session_id is not None}
     now = plain_sql.moment(connection, timezone.now())
-    sessions, made = _find_or_make(connection, cursor, asked, now)
+    sessions, made = _find_or_make(connection, cursor, asked, now, with_histories)
     places = [place for place in places if place not in asked or place in sessions]
     rows = [_begun(connection, requests[place], sessions.get(place), "running") for place in places]
     # In one order, for whoever inserts some of the same ids in another process.
@@ -198,7 +201,7 @@ def _is_common(request: TurnRequest, first: TurnRequest) -> bool:
 
 
 def _find_or_make(
-    connection: Any, cursor: Any, asked: Mapping[int, TurnRequest], now: Any
+    connection: Any, cursor: Any, asked: Mapping[int, TurnRequest], now: Any, with_histories: bool
 ) -> tuple[dict[int, ClaimedSession], set[int]]:
     """Return sessions as they will be claimed, and which are new: free, nothing pending, nobody waiting for them."""
     if not asked:
@@ -223,13 +226,14 @@ def _find_or_make(
         for key, pk, opaque_id in made
     }
     new = set(sessions)
-    for session in _free(connection, cursor, found, {key: asked[place] for key, place in by_key.items()}):
+    requests = {key: asked[place] for key, place in by_key.items()}
+    for session in _free(connection, cursor, found, requests, with_histories):
         sessions[by_key[session.key]] = session
     return sessions, new
 
 
 def _free(
-    connection: Any, cursor: Any, found: Sequence[Any], asked: Mapping[str, TurnRequest]
+    connection: Any, cursor: Any, found: Sequence[Any], asked: Mapping[str, TurnRequest], with_histories: bool
 ) -> Iterator[ClaimedSession]:
     """Yield those of the sessions found that are free, as they will be claimed."""
     free = []
@@ -255,6 +259,9 @@ def _free(
         if history is not None and counts.get(pk, 0) != history.count:
             histories[pk] = None
     unread = [row[1] for row in free if row[7] and histories[row[1]] is None]
+    if unread and not with_histories:
+        free = [row for row in free if row[1] not in unread]
+        unread = []
     messages: dict[int, list[MessageRow]] = {pk: [] for pk in unread}
     for pk, *message in _look_up(connection, cursor, _READ_MESSAGES, unread) if unread else ():
         messages[pk].append(MessageRow._make(message))
@@ -347,7 +354,7 @@ def commit(connection: Any, cursor: Any, jobs: Sequence[Commit]) -> dict[int, No
     batches = [job.ending.events for job in begun if job.ending.events.frames]
     rows = [[batch.record_pk, batch.first, batch.last, batch.text, now] for batch in batches]
     _NEW_EVENTS.insert(connection, cursor, rows)
-    if begun:
+    if begun and connection.vendor == "postgresql":
         keys = [key for job in begun for key in notify.keys_of(job.turn.record_pk, job.turn.session_pk)]
         notify.notify(connection.alias, keys)
     return done
