@@ -87,7 +87,8 @@ def change_of(turn: turns.Turn, *texts: str) -> SessionChange:
     claimed = turn.session
     assert claimed is not None
     if claimed.state:
-        session, history = snapshots.load(claimed.state, claimed.rows, claimed.opaque_id)
+        messages = claimed.rows if claimed.history is None else claimed.history
+        session, history = snapshots.load(claimed.state, messages, claimed.opaque_id)
     else:
         session, history = AgentSession(session_id=claimed.opaque_id), History()
     part = session.state.setdefault("in_memory", {"messages": []})

@@ -68,22 +68,21 @@ class LoopWriter:
             self._lock.release()
 
     def _write(self, connection: Any, swift: Swift[Job, T], jobs: Sequence[Job]) -> Mapping[int, T]:
-        cursor = plain_sql.driver_cursor(connection)
+        driver: sqlite3.Connection = connection.connection
         try:
-            cursor.execute("BEGIN IMMEDIATE")
-            outcomes = swift(connection, cursor, jobs)
-            cursor.execute("COMMIT")
+            with contextlib.closing(plain_sql.driver_cursor(connection)) as cursor:
+                cursor.execute("BEGIN IMMEDIATE")
+                outcomes = swift(connection, cursor, jobs)
+                cursor.execute("COMMIT")
             return outcomes
         except Exception:
             # A lock, a case that is not the common one, or something worse: whoever knows every case will tell.
             try:
-                if connection.connection.in_transaction:
-                    cursor.execute("ROLLBACK")
+                if driver.in_transaction:
+                    driver.execute("ROLLBACK")
             except sqlite3.Error:
                 self._drop()
             return {}
-        finally:
-            cursor.close()
 
     def _ask_for_connection(self) -> None:
         if not self._is_asked_for:
@@ -110,6 +109,7 @@ class LoopWriter:
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         self._is_asked_for = False
+        self._jobs = 0
         if connection is not None:
             with contextlib.suppress(Exception):
                 connection.connection.close()
