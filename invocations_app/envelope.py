@@ -109,6 +109,8 @@ def session_header_value(session_id: str) -> str:
         The id, each character outside ``[A-Za-z0-9._:-]`` as its percent-encoded
         UTF-8; a surrogate, which UTF-8 has not, as that of a question mark.
     """
+    if _WELL_FORMED.fullmatch(session_id):
+        return session_id
     # quote leaves the tilde alone, which is not in the set.
     return quote(session_id, safe=":", errors="replace").replace("~", "%7E")
 

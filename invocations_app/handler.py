@@ -163,12 +163,15 @@ class InvocationsHandler(ASGIHandler):
     async def _send(self, response: Any, send: Any) -> None:
         """Send a response; one of the app's own streams without Django's layers around each of its pieces."""
         body = getattr(response, "_iterator", None) if response.streaming else None
-        if not isinstance(body, StreamBody):
+        if response.streaming and not isinstance(body, StreamBody):
             await self.send_response(response, send)
             return
         headers = [(name.encode("ascii"), value.encode("latin-1")) for name, value in response.items()]
         headers += [(b"Set-Cookie", cookie.OutputString().encode("ascii")) for cookie in response.cookies.values()]
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        if body is None:
+            await send({"type": "http.response.body", "body": response.content, "more_body": False})
+            return
         try:
             async for chunk in body:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})

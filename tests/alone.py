@@ -17,8 +17,9 @@ def _not_swift(*args: Any) -> Any:
 
 def go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do every begin and commit alone."""
-    monkeypatch.setattr(groups._begins, "_swift", _not_swift)
-    monkeypatch.setattr(groups._commits, "_swift", _not_swift)
+    for group in (groups._begins, groups._commits):
+        monkeypatch.setattr(group, "_swift", _not_swift)
+        monkeypatch.setattr(group, "_at_once", None)
 
 
 def replace_begin(monkeypatch: pytest.MonkeyPatch, begin: Callable[..., Any]) -> None:
