@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from agent_framework import AgentSession, Content, Message
 
+from invocations_app.storage import decoding, looks
 from invocations_app.storage.decoding import decode_messages
 from tests.test_snapshots import CONTENTS
 
@@ -42,20 +43,22 @@ def everything(value: Any) -> Any:
 
 @pytest.mark.parametrize("document", DOCUMENTS.values(), ids=DOCUMENTS.keys())
 def test_a_message_is_what_the_framework_makes_of_it(document: dict[str, Any]) -> None:
-    (decoded,) = decode_messages([json.dumps(document)])
+    ((decoded, look),) = decode_messages([json.dumps(document)])
     theirs = AgentSession.from_dict({"session_id": "-", "state": {"messages": [json.loads(json.dumps(document))]}})
     assert everything(decoded) == everything(theirs.state["messages"][0])
+    assert look == looks.look_of(decoded)
+    assert looks.is_unchanged(decoded, look)
 
 
 def test_messages_share_nothing() -> None:
-    first, second = decode_messages([json.dumps(BARE)] * 2)
+    (first, _), (second, _) = decode_messages([json.dumps(BARE)] * 2)
     first.additional_properties["a"] = first.contents[0].additional_properties["a"] = 1
     assert (second.additional_properties, second.contents[0].additional_properties) == ({}, {})
 
 
 def test_many_come_in_their_order() -> None:
     texts = [json.dumps(BARE | {"message_id": str(number)}) for number in range(300)]
-    assert [message.message_id for message in decode_messages(texts)] == [str(number) for number in range(300)]
+    assert [message.message_id for message, _ in decode_messages(texts)] == [str(number) for number in range(300)]
     assert decode_messages([]) == []
 
 
@@ -77,3 +80,32 @@ def test_many_come_in_their_order() -> None:
 def test_what_is_no_message_is_refused(text: str) -> None:
     with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
         decode_messages([json.dumps(BARE), text])
+
+
+def test_a_change_of_what_was_read_shows() -> None:
+    for change in (
+        lambda message: message.contents.append(Content("text", text="b")),
+        lambda message: setattr(message.contents[0], "text", "b"),
+        lambda message: message.contents[0].additional_properties.update(a=1),
+        lambda message: message.additional_properties.update(a=1),
+        lambda message: setattr(message, "role", "assistant"),
+    ):
+        ((message, look),) = decode_messages([json.dumps(BARE)])
+        change(message)
+        assert not looks.is_unchanged(message, look)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS.values(), ids=DOCUMENTS.keys())
+def test_a_framework_that_makes_something_else_is_left_to_make_it(
+    document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "_IS_AS_KNOWN", False)
+    made: list[Any] = []
+    original = Message.from_dict
+    monkeypatch.setattr(Message, "from_dict", lambda given: made.append(given) or original(given))
+    decode_messages([json.dumps(document)])
+    assert len(made) == 1
+
+
+def test_the_framework_in_use_is_known() -> None:
+    assert decoding._IS_AS_KNOWN

@@ -29,10 +29,19 @@ def look_of(message: Message) -> Look:
     Args:
         message: The message.
     """
-    contents = list(message.contents)
+    return look_with(message, [_set_fields(content) for content in message.contents])
+
+
+def look_with(message: Message, fields: list[dict[str, Any]]) -> Look:
+    """Return what a message looks like now, where the set fields of its contents are known.
+
+    Args:
+        message: The message.
+        fields: The set fields of each content, copies all the way down.
+    """
     properties = message.additional_properties
-    shown = vars(message) | {"contents": contents, "additional_properties": _copied(properties) if properties else {}}
-    return shown, [_set_fields(content) for content in contents]
+    copied = _copied(properties) if properties else {}
+    return vars(message) | {"contents": list(message.contents), "additional_properties": copied}, fields
 
 
 def is_unchanged(message: Message, look: Look) -> bool:

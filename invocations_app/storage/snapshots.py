@@ -157,8 +157,8 @@ def _make_messages(history: History) -> None:
         if item.message is None or item.look is None or not looks.is_unchanged(item.message, item.look)
     ]
     with collecting.paused():
-        for item, message in zip(to_make, decode_messages([item.payload for item in to_make]), strict=True):
-            item.message, item.look, item.is_read = message, looks.look_of(message), True
+        for item, made in zip(to_make, decode_messages([item.payload for item in to_make]), strict=True):
+            (item.message, item.look), item.is_read = made, True
 
 
 def dump(session: AgentSession, history: History) -> Change:
