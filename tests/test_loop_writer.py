@@ -167,6 +167,14 @@ async def test_many_at_once_go_by_the_thread(ready: Sent) -> None:
     assert len({turn.record_pk for turn in (*few, *many)}) == 2 * loop_writer.FEW + 1
 
 
+@pytest.mark.parametrize(("characters", "sent_off"), [(60_000, []), (70_000, ["_carry_out"])])
+async def test_a_long_text_is_left_to_the_thread(ready: Sent, characters: int, sent_off: list[str]) -> None:
+    short, long = await begin("short"), await begin("long")
+    await asyncio.gather(commit(short, "ping"), commit(long, "x" * characters))
+    assert ready.taken() == sent_off
+    assert await InvocationRecord.objects.filter(status="succeeded").acount() == 3
+
+
 async def test_the_thread_has_a_turn_now_and_then(ready: Sent) -> None:
     for number in range(loop_writer._JOBS_IN_A_ROW + 1):
         await begin(f"s{number}")

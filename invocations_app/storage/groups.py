@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from invocations_app.events import Answer
 from invocations_app.exceptions import InvocationError
@@ -13,6 +14,9 @@ from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.grouping import Group, each
 from invocations_app.storage.swift import Commit
 from invocations_app.storage.turns import Begun, Handed, Turn, TurnRequest, Waiting
+
+# What is longer is written by the thread: the loop has others to serve.
+_SMALL_BYTES = 64 * 1024
 
 Failure: TypeAlias = tuple[Turn | Waiting | Handed, InvocationError, Ending]
 
@@ -81,6 +85,12 @@ def _commit_alone(job: Commit) -> None:
     endings.commit_now(job.turn, job.change, job.answer, job.ending)
 
 
+def _commit_at_once(connection: Any, cursor: Any, jobs: Sequence[Commit]) -> dict[int, None]:
+    small = [place for place, job in enumerate(jobs) if job.size <= _SMALL_BYTES]
+    done = swift.commit(connection, cursor, [jobs[place] for place in small])
+    return dict.fromkeys(small[place] for place in done)
+
+
 def _fail_alone(job: Failure) -> None:
     endings.fail_now(*job)
 
@@ -100,7 +110,7 @@ def _failed_pk(job: Failure) -> tuple[int, int]:
 _begins: Group[TurnRequest, Begun] = Group(
     swift.begin, _begin_alone, _session_key, partial(swift.begin, with_histories=False)
 )
-_commits: Group[Commit, None] = Group(swift.commit, _commit_alone, _session_pk, swift.commit)
+_commits: Group[Commit, None] = Group(swift.commit, _commit_alone, _session_pk, _commit_at_once)
 # These go the ORM's way in a group too: hundreds of clients may leave at once.
 _fails: Group[Failure, None] = Group(each(_fail_alone), _fail_alone, _failed_pk)
 _joins: Group[int, bool] = Group(each(invocations.is_joined_now), invocations.is_joined_now, lambda pk: pk)

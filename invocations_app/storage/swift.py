@@ -140,6 +140,15 @@ class Commit:
     ending: Ending
     answer_text: str
 
+    @property
+    def size(self) -> int:
+        """About how much is written, in bytes."""
+        size = len(self.answer_text) + sum(map(len, self.ending.events.frames))
+        change = self.change.change if self.change is not None else None
+        if change is not None:
+            size += len(change.state) + sum(len(row.payload) for row in change.written)
+        return size
+
 
 # Begin
 
