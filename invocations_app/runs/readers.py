@@ -78,9 +78,12 @@ class FirstReader:
 
     async def next(self) -> bytes:
         """Wait for wire events; return those that are ready, empty at the end."""
-        while (chunk := self.ready()) is None:
+        while True:
+            # At once where something is there.
             await self._place.wait()
-        return chunk
+            chunk = self.ready()
+            if chunk is not None:
+                return chunk
 
     def body(self) -> StreamBody:
         """Return the wire events from the first one, as the body of a response."""
