@@ -100,12 +100,8 @@ def locked() -> Iterator[Callable[[], None]]:
         other.close()
 
 
-def rows(model: Any) -> int:
-    return int(model.objects.count())
-
-
-async def count(model: Any) -> int:
-    return await database.run(rows, model)
+async def count(model: Any, **columns: Any) -> int:
+    return await database.run(lambda: int(model.objects.filter(**columns).count()))
 
 
 # What goes which way
@@ -120,11 +116,12 @@ async def test_the_first_turn_asks_for_a_connection_and_goes_by_the_thread(sent:
 async def test_a_lone_turn_wakes_no_thread(ready: Sent) -> None:
     turn = await whole_turn("s1", "ping", "pong")
     assert ready.taken() == []
-    record = await InvocationRecord.objects.aget(pk=turn.record_pk)
-    session = await SessionRecord.objects.aget(session_id="s1")
+    record = await database.run(lambda: InvocationRecord.objects.get(pk=turn.record_pk))
+    session = await database.run(lambda: SessionRecord.objects.get(session_id="s1"))
+    messages = await database.run(lambda: list(MessageRecord.objects.filter(session=session).order_by("position")))
     assert (record.status, record.session_record_id) == ("succeeded", session.pk)
     assert (session.version, session.claim_number, session.claimed_by, session.message_count) == (1, 1, None, 2)
-    assert [row.position async for row in MessageRecord.objects.filter(session=session).order_by("position")] == [0, 1]
+    assert [message.position for message in messages] == [0, 1]
 
 
 async def test_a_session_that_is_kept_is_claimed_without_a_thread(ready: Sent) -> None:
@@ -172,7 +169,7 @@ async def test_a_long_text_is_left_to_the_thread(ready: Sent, characters: int, s
     short, long = await begin("short"), await begin("long")
     await asyncio.gather(commit(short, "ping"), commit(long, "x" * characters))
     assert ready.taken() == sent_off
-    assert await InvocationRecord.objects.filter(status="succeeded").acount() == 3
+    assert await count(InvocationRecord, status="succeeded") == 3
 
 
 async def test_the_thread_has_a_turn_now_and_then(ready: Sent) -> None:
@@ -254,8 +251,8 @@ async def test_whatever_fails_is_taken_back_and_done_by_the_thread(ready: Sent, 
     assert len(failed) == 1
     assert ready.taken() == ["_carry_out"]
     assert await count(InvocationRecord) == 2
-    assert (await InvocationRecord.objects.aget(pk=turn.record_pk)).status == "succeeded"
-    assert await MessageRecord.objects.filter(session__session_id="s1").acount() == 2
+    assert await count(InvocationRecord, pk=turn.record_pk, status="succeeded") == 1
+    assert await count(MessageRecord, session__session_id="s1") == 2
 
 
 async def test_a_connection_that_broke_is_replaced(ready: Sent) -> None:
@@ -270,7 +267,7 @@ async def test_a_connection_that_broke_is_replaced(ready: Sent) -> None:
     await whole_turn("s3")
     assert ready.taken() == []
     assert loop_writer.writer._connection is not broken
-    assert await InvocationRecord.objects.filter(status="succeeded").acount() == 4
+    assert await count(InvocationRecord, status="succeeded") == 4
 
 
 async def test_an_order_that_cannot_be_told_fails_its_own_group_only(ready: Sent) -> None:
