@@ -270,6 +270,65 @@ async def test_a_connection_that_broke_is_replaced(ready: Sent) -> None:
     assert await count(InvocationRecord, status="succeeded") == 4
 
 
+async def test_a_connection_that_cannot_be_opened_is_asked_for_again(
+    sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(driver: sqlite3.Connection) -> bool:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_writer, "_flushes_nothing", fail)
+        await whole_turn("s1")
+        await settled()
+        assert sent.taken() == ["_connect", "_carry_out", "_connect", "_carry_out"]
+    await whole_turn("s2")
+    await whole_turn("s3")
+    assert sent.taken() == ["_connect", "_carry_out"]
+
+
+async def test_an_interrupt_in_the_midst_leaves_nobody_waiting(ready: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupt(BaseException):
+        pass
+
+    def interrupt(*_: Any) -> Any:
+        raise Interrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(groups._begins, "_at_once", interrupt)
+        beginning = groups.begin(request("s1"))
+        with pytest.raises(Interrupt):
+            groups._begins._send()
+    assert isinstance(await beginning, Turn)
+    assert ready.taken() == ["_carry_out"]
+    await whole_turn("s2")
+    assert ready.taken() == []
+
+
+async def test_turns_of_several_loops_are_told_in_their_own(ready: Sent) -> None:
+    here = asyncio.get_running_loop()
+    asked, may_send = threading.Event(), threading.Event()
+    told_by: list[threading.Thread] = []
+
+    async def elsewhere() -> Any:
+        future = groups.begin(request("elsewhere"))
+        future.add_done_callback(lambda _: told_by.append(threading.current_thread()))
+        asked.set()
+        # Its loop is kept from sending: the other one takes both. One that debugs refuses calls from other threads.
+        may_send.wait(4)
+        return await asyncio.wait_for(future, 4)
+
+    other = asyncio.ensure_future(asyncio.to_thread(asyncio.run, elsewhere(), debug=True))
+    assert await asyncio.to_thread(asked.wait, 4)
+    mine = groups.begin(request("here"))
+    groups._begins._send()
+    may_send.set()
+    turns_begun = await asyncio.gather(mine, other)
+    assert [type(turn) for turn in turns_begun] == [Turn, Turn]
+    assert ready.taken() == []
+    assert told_by[0] is not threading.current_thread()
+    assert mine.get_loop() is here
+
+
 async def test_an_order_that_cannot_be_told_fails_its_own_group_only(ready: Sent) -> None:
     outcome = (await asyncio.gather(groups.begin(None), return_exceptions=True))[0]  # type: ignore[arg-type]
     assert isinstance(outcome, AttributeError)

@@ -109,12 +109,15 @@ class Group(Generic[Job, T]):
                 entries = []
             else:
                 self._gathered.clear()
-        left = self._write_at_once(entries) if entries else []
-        with self._lock:
-            self._gathered.extendleft(reversed(left))
-            self._is_sent = bool(self._gathered)
-        if self._is_sent:
-            self._schedule()
+        left = entries
+        try:
+            left = self._write_at_once(entries) if entries else []
+        finally:
+            with self._lock:
+                self._gathered.extendleft(reversed(left))
+                is_left = self._is_sent = bool(self._gathered)
+            if is_left:
+                self._schedule()
 
     def _write_at_once(self, entries: list[_Entry]) -> list[_Entry]:
         """Do what can be done in the event loop's own thread; return the others, which go the long way."""
@@ -125,7 +128,7 @@ class Group(Generic[Job, T]):
         except Exception:
             # Whoever goes the long way tells what is wrong.
             return entries
-        _settle([(entries[place][2], (outcome, None)) for place, outcome in done.items()])
+        _deliver([entries[place] for place in done], [(outcome, None) for outcome in done.values()])
         return [entry for place, entry in enumerate(entries) if place not in done]
 
     def _order_of(self, entry: _Entry) -> Any:
@@ -211,10 +214,21 @@ def _deliver(entries: Sequence[_Entry], outcomes: Sequence[_Outcome]) -> None:
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], _Outcome]]] = {}
     for (_, loop, future), outcome in zip(entries, outcomes, strict=True):
         by_loop.setdefault(loop, []).append((future, outcome))
+    here = _running_loop()
     for loop, settled in by_loop.items():
+        if loop is here:
+            _settle(settled)
+            continue
         # A loop that was closed meanwhile has nobody left who waits.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(_settle, settled)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _settle(settled: Sequence[tuple[asyncio.Future[Any], _Outcome]]) -> None:

@@ -75,13 +75,15 @@ class LoopWriter:
                 outcomes = swift(connection, cursor, jobs)
                 cursor.execute("COMMIT")
             return outcomes
-        except Exception:
+        except BaseException as error:
             # A lock, a case that is not the common one, or something worse: whoever knows every case will tell.
             try:
                 if driver.in_transaction:
                     driver.execute("ROLLBACK")
             except sqlite3.Error:
                 self._drop()
+            if not isinstance(error, Exception):
+                raise
             return {}
 
     def _ask_for_connection(self) -> None:
@@ -101,6 +103,9 @@ class LoopWriter:
                 connection.connection.execute("PRAGMA wal_autocheckpoint = 0")
                 with self._lock:
                     self._connection, connection = connection, None
+        except Exception:
+            # Whoever writes next asks again; until then the thread does it all.
+            self._is_asked_for = False
         finally:
             if connection is not None:
                 connection.close()
