@@ -18,6 +18,7 @@ from invocations_app.models import InvocationRecord, MessageRecord, SessionRecor
 from invocations_app.storage import database, groups, kept, loop_writer, turns
 from invocations_app.storage.turns import Turn
 from tests.session_fakes import failing_statements
+from tests.test_grouping import held
 from tests.test_turns import change_of, ending, request
 
 sqlite_only = pytest.mark.skipif(
@@ -199,35 +200,21 @@ async def test_a_database_that_is_locked_does_not_keep_the_loop_waiting(ready: S
 
 
 async def test_a_thread_that_is_busy_is_not_overtaken(ready: Sent) -> None:
-    may_go = threading.Event()
-
-    def wait() -> Callable[[], None]:
-        may_go.wait(4)
-        return lambda: None
-
-    database.send(wait)
-    beginning = asyncio.ensure_future(begin("s1"))
-    await asyncio.sleep(0.02)
-    assert not beginning.done()
-    may_go.set()
+    with held():
+        beginning = asyncio.ensure_future(begin("s1"))
+        await asyncio.sleep(0.02)
+        assert not beginning.done()
     assert isinstance(await beginning, Turn)
     assert ready.taken() == ["wait", "_carry_out"]
 
 
 async def test_a_call_that_was_cancelled_in_the_queue_does_not_count_as_work(ready: Sent) -> None:
-    may_go = threading.Event()
-
-    def wait() -> Callable[[], None]:
-        may_go.wait(4)
-        return lambda: None
-
-    database.send(wait)
-    call = asyncio.ensure_future(count(InvocationRecord))
-    await asyncio.sleep(0.01)
-    call.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await call
-    may_go.set()
+    with held():
+        call = asyncio.ensure_future(count(InvocationRecord))
+        await asyncio.sleep(0.01)
+        call.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await call
     await settled()
     await begin("s1")
     assert ready.taken() == ["wait"]
@@ -330,8 +317,9 @@ async def test_turns_of_several_loops_are_told_in_their_own(ready: Sent) -> None
 
 
 async def test_an_order_that_cannot_be_told_fails_its_own_group_only(ready: Sent) -> None:
-    outcome = (await asyncio.gather(groups.begin(None), return_exceptions=True))[0]  # type: ignore[arg-type]
-    assert isinstance(outcome, AttributeError)
+    nothing: Any = None
+    with pytest.raises(AttributeError):
+        await groups.begin(nothing)
     assert isinstance(await begin("s1"), Turn)
 
 

@@ -171,13 +171,10 @@ async def _publish_pending(requests: tuple[PendingRequest, ...], publish: Publis
     return requests
 
 
-def messages_of(
-    endpoint: EndpointSettings, agent: Any, invocation: Invocation, answered: Sequence[PendingRequest]
-) -> list[Message]:
+def messages_of(agent: Any, invocation: Invocation, answered: Sequence[PendingRequest]) -> list[Message]:
     """Return what an agent is run with: the caller's messages, or the replies to what it asked.
 
     Args:
-        endpoint: The endpoint, for its hooks.
         agent: The agent.
         invocation: The invocation.
         answered: The pending requests that it answers.
@@ -186,10 +183,6 @@ def messages_of(
         LookupError: If a tool that was approved is gone: the bare approval would reach the model.
     """
     if invocation.responses is None:
-        if endpoint.run_hook is None:
-            # Stamped when they were read, and nobody has had them since.
-            messages: list[Message] = invocation.input
-            return messages
         return stamp_messages(invocation.input, invocation.endpoint, invocation.dialect)
     refuse_missing_tools([agent], answered)
     replies = reply_messages(answered, invocation.responses)

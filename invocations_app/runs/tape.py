@@ -132,8 +132,6 @@ class Tape:
         """
         if after < self.dropped:
             return None
-        if self.last - after == 1:
-            return [self._frames[-1]]
         taken: list[bytes] = []
         for frame in islice(self._frames, after - self.dropped, None):
             taken.append(frame)
@@ -193,15 +191,12 @@ class Place:
     def take(self) -> list[bytes] | None:
         """Return what is ready, up to about `CHUNK_BYTES`; None where it is gone from here."""
         self.news.clear()
-        tape = self._tape
-        if self.position == tape.last:
-            return []
-        frames = tape.frames_after(self.position)
+        frames = self._tape.frames_after(self.position)
         if frames:
             self.position += len(frames)
             for frame in frames:
                 self.taken_bytes += len(frame)
-            tape._trim()
+            self._tape._trim()
         return frames
 
     async def wait(self) -> None:

@@ -130,7 +130,7 @@ class AgentWork:
     async def run(self, invocation: Invocation, turn: Turn, publish: Publish) -> Result:
         """Run the agent, on the working copy of its session."""
         answered = () if turn.session is None else turn.session.answered
-        messages = messages_of(self._endpoint, self._resolved.target, invocation, answered)
+        messages = messages_of(self._resolved.target, invocation, answered)
         session = None if self._session is None else self._session.session
         return await run_agent(self._endpoint, self._resolved, invocation, messages, session, publish)
 

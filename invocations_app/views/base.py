@@ -32,8 +32,8 @@ from invocations_app.views.responses import json_response
 
 logger = logging.getLogger("invocations_app.views")
 
-# They cannot be changed.
-_NO_FIELDS = QueryDict()
+#: No fields of a form or a query: what nobody need parse, and nobody can change.
+NO_FIELDS = QueryDict()
 _NO_KEYS = RequestKeys()
 
 
@@ -229,7 +229,7 @@ def read_body(request: HttpRequest, limit: int) -> bytes:
         raise BodyTooLarge
     hidden: Any = request
     hidden._body = body
-    hidden._post = _NO_FIELDS
+    hidden._post = NO_FIELDS
     hidden._files = MultiValueDict()
     return body
 
@@ -240,7 +240,7 @@ def _without_form(request: Any) -> Any:
     Its CSRF check asks for ``request.POST``, which reads JSON too, and answers what it cannot read ahead of
     who may call.
     """
-    request._data = request._full_data = _NO_FIELDS
+    request._data = request._full_data = NO_FIELDS
     request._files = MultiValueDict()
     return request
 

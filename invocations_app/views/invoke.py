@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.http import HttpResponse, QueryDict
+from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import reverse
 
@@ -15,11 +15,8 @@ from invocations_app.events import Failed
 from invocations_app.exceptions import InvocationError, SessionBusy, StreamsNeedAsgi
 from invocations_app.runs import FirstReader, Joiner, Run, RunRequest, StoredInvocation, start
 from invocations_app.targets import known_kind
-from invocations_app.views.base import InvocationsView
+from invocations_app.views.base import NO_FIELDS, InvocationsView
 from invocations_app.views.responses import MetaHeaders, invocation_headers, json_response, stream_response
-
-# It cannot be changed; parsing nothing takes longer than one would think.
-_NO_QUERY = QueryDict()
 
 
 class InvokeView(InvocationsView):
@@ -38,7 +35,7 @@ class InvokeView(InvocationsView):
             body,
             endpoint=self.endpoint,
             headers=MetaHeaders(request.META),
-            query=request.query_params if request.META.get("QUERY_STRING") else _NO_QUERY,
+            query=request.query_params if request.META.get("QUERY_STRING") else NO_FIELDS,
             kind=known_kind(self.endpoint),
         )
         run = start(
