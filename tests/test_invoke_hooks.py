@@ -320,6 +320,13 @@ async def respond_other(result: AgentResponse, *, invocation: Any) -> AgentRespo
     return AgentResponse(messages=[Message("assistant", ["an", "other"]), Message("assistant", [" one"])])
 
 
+def respond_writes_into_the_input(result: AgentResponse, *, invocation: Any) -> AgentResponse:
+    for message in invocation.input:
+        message.contents.append(Content.from_text(" (noted)"))
+        message.additional_properties["noted"] = True
+    return result
+
+
 def respond_wrong(result: AgentResponse, *, invocation: Any) -> str:
     return result.text
 
@@ -335,6 +342,14 @@ async def test_a_response_hook_changes_the_answer_and_not_the_history(settings, 
     [record] = await records()
     assert json.loads(record.answer)["text"] == answer
     assert await history() == [("user", "hi there"), ("assistant", "hi there")]
+
+
+async def test_what_a_response_hook_writes_into_the_invocation_stays_out_of_the_history(settings):
+    settings.INVOCATIONS = hooked(response_hook="respond_writes_into_the_input")
+    await post({"message": "hi there", "session_id": "s1"})
+    assert await history() == [("user", "hi there"), ("assistant", "hi there")]
+    stored = await rows(lambda: MessageRecord.objects.order_by("position"))
+    assert "noted" not in stored[0].payload
 
 
 async def test_usage_is_the_targets_though_a_response_hook_makes_another_result(settings):
