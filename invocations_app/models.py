@@ -19,7 +19,7 @@ class Scoped(models.Model):
     user_key = models.CharField(_("user key"), max_length=300, blank=True, default="")
     chat_key = models.CharField(_("chat key"), max_length=256, blank=True, default="")
     # No constraint in the database: a deferred one would fail at COMMIT, together with
-    # every other turn that is committed in the same transaction.
+    # every other turn that is committed in the same transaction. Indexed where there is a user: below.
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL,
         verbose_name=_("user"),
@@ -27,6 +27,7 @@ class Scoped(models.Model):
         blank=True,
         on_delete=models.SET_NULL,
         db_constraint=False,
+        db_index=False,
         related_name="+",
     )
 
@@ -34,12 +35,18 @@ class Scoped(models.Model):
         abstract = True
 
 
+# Every index is a page more that each new row writes, at a random place where its values are random. So none knows
+# rows that nobody looks for in it; and what is unique is so by a constraint, as PostgreSQL would get a second index
+# for ``unique=True`` on text.
+
+
 class SessionRecord(Scoped):
     """A session: the conversation state behind one session id in one scope."""
 
-    key = models.CharField(_("key digest"), max_length=64, unique=True, null=True, editable=False)
+    key = models.CharField(_("key digest"), max_length=64, null=True, editable=False)
     session_id = models.CharField(_("session id"), max_length=256)
-    opaque_id = models.CharField(_("opaque id"), max_length=64, unique=True, editable=False)
+    # 122 random bits: no other one is the same, and nothing is looked up by it.
+    opaque_id = models.CharField(_("opaque id"), max_length=64, editable=False)
     state = models.TextField(_("state"), blank=True, default="")
     pending_count = models.PositiveIntegerField(_("pending requests"), default=0)
     message_count = models.PositiveIntegerField(_("messages"), default=0)
@@ -56,6 +63,7 @@ class SessionRecord(Scoped):
         verbose_name_plural = _("sessions")
         # Lists and figures are one thing, what people said is another.
         permissions = [("view_transcript", _("Can read what was said in sessions"))]
+        constraints = [models.UniqueConstraint(fields=["key"], name="invocations_session_key")]
         indexes = [
             # The list's order, and which were active: with their endpoints, so that counting them reads no rows.
             models.Index(fields=["updated_at", "id", "endpoint"], name="invocations_active"),
@@ -63,6 +71,7 @@ class SessionRecord(Scoped):
             models.Index(
                 fields=["updated_at", "id"], condition=models.Q(pending_count__gt=0), name="invocations_pending"
             ),
+            models.Index(fields=["user"], condition=models.Q(user__isnull=False), name="invocations_session_user"),
         ]
 
     def __str__(self) -> str:
@@ -129,7 +138,7 @@ class InvocationRecord(Scoped):
         SKIPPED = "skipped", _("unknown destination")
         PUSHED = "pushed", _("pushed")
 
-    key = models.CharField(_("key digest"), max_length=64, unique=True, editable=False)
+    key = models.CharField(_("key digest"), max_length=64, editable=False)
     invocation_id = models.CharField(_("invocation id"), max_length=256)
     correlation_id = models.CharField(_("correlation id"), max_length=32, editable=False)
     dialect = models.CharField(_("dialect"), max_length=16)
@@ -183,6 +192,7 @@ class InvocationRecord(Scoped):
     class Meta:
         verbose_name = _("invocation")
         verbose_name_plural = _("invocations")
+        constraints = [models.UniqueConstraint(fields=["key"], name="invocations_invocation_key")]
         indexes = [
             # All that the overview reads, so that it reads no rows.
             models.Index(
@@ -202,7 +212,12 @@ class InvocationRecord(Scoped):
                 fields=["endpoint", "status"], condition=models.Q(finished_at__isnull=True), name="invocations_live"
             ),
             # The order in which the turns of a session wait, and its invocations in the admin.
-            models.Index(fields=["session_record", "id"], name="invocations_of_session"),
+            models.Index(
+                fields=["session_record", "id"],
+                condition=models.Q(session_record__isnull=False),
+                name="invocations_of_session",
+            ),
+            models.Index(fields=["user"], condition=models.Q(user__isnull=False), name="invocations_user"),
         ]
 
     def __str__(self) -> str:

@@ -87,9 +87,7 @@ async def test_a_statement_that_fails_keeps_the_connection():
 
     def twice() -> None:
         for _ in range(2):
-            SessionRecord.objects.create(
-                opaque_id="same", created_at="2026-01-01T00:00Z", updated_at="2026-01-01T00:00Z"
-            )
+            SessionRecord.objects.create(key="same", created_at="2026-01-01T00:00Z", updated_at="2026-01-01T00:00Z")
 
     with pytest.raises(IntegrityError):
         await database.run(twice)
