@@ -47,7 +47,7 @@ def test_a_message_is_what_the_framework_makes_of_it(document: dict[str, Any]) -
     theirs = AgentSession.from_dict({"session_id": "-", "state": {"messages": [json.loads(json.dumps(document))]}})
     assert everything(decoded) == everything(theirs.state["messages"][0])
     assert look == looks.look_of(decoded)
-    assert looks.is_unchanged(decoded, look)
+    assert looks.Comparison().is_unchanged(decoded, look)
 
 
 def test_messages_share_nothing() -> None:
@@ -92,7 +92,7 @@ def test_a_change_of_what_was_read_shows() -> None:
     ):
         ((message, look),) = decode_messages([json.dumps(BARE)])
         change(message)
-        assert not looks.is_unchanged(message, look)
+        assert not looks.Comparison().is_unchanged(message, look)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS.values(), ids=DOCUMENTS.keys())

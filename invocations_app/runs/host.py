@@ -36,6 +36,8 @@ FLUSH_EVENTS = 256
 _LOOK_SECONDS = 0.5
 # A lease is renewed this many times before it would expire.
 _RENEWALS = 4
+# Fewer than a group is worth, even if all of them began or ended in one step of the loop.
+_FEW_RUNS = 4
 # What is stopped at shutdown has this time to write down its end, before its lease has to run out.
 _STOP_SECONDS = 5
 
@@ -112,6 +114,11 @@ class Host:
             _running.change(-1)
         if run.record_pk is not None:
             self.runs.pop(run.record_pk, None)
+
+    @property
+    def has_few_runs(self) -> bool:
+        """Whether so few live that what one of them writes need not wait for what the others might."""
+        return len(self._live) <= _FEW_RUNS
 
     @property
     def live(self) -> frozenset[Run]:

@@ -356,7 +356,7 @@ class Run:
             return self._held
         try:
             # It cannot be called back: a claim that is made just as the run is cancelled has to be released.
-            return await whole(groups.begin(request), self._hold)
+            return await whole(groups.begin(request, is_lone=self._host.has_few_runs), self._hold)
         except database.UNREACHABLE as error:
             raise StorageUnavailable from error
 
@@ -462,7 +462,7 @@ class Run:
                     groups.keep(turn, change)
 
                 try:
-                    await whole(groups.commit(turn, change, answer, ending), keep)
+                    await whole(groups.commit(turn, change, answer, ending, is_lone=self._host.has_few_runs), keep)
                 except database.UNREACHABLE:
                     await whole(self._patiently(lambda: groups.commit(turn, change, answer, ending)), keep)
         except asyncio.CancelledError:

@@ -22,7 +22,6 @@ _MESSAGE_FIELDS = {"type", "role", "contents", "author_name", "message_id", "add
 # What a content and a message hold that are no more than the constructors make of the least.
 _TEXT = dict(vars(Content("text", text="")))
 _MESSAGE = dict(vars(Message("user")))
-_SET_IN_TEXT = looks.look_of(Message("user", [""]))[1][0]
 
 
 def decode_messages(payloads: Sequence[str]) -> list[tuple[Message, Look]]:
@@ -44,59 +43,58 @@ def decode_messages(payloads: Sequence[str]) -> list[tuple[Message, Look]]:
 def _message(document: dict[str, Any]) -> tuple[Message, Look]:
     if document.get("type") != _TYPE:
         raise ValueError("a stored message is not a message")
-    if _IS_AS_KNOWN and _is_plain(document):
-        return _plain_message(document)
+    texts = _plain_texts(document) if _IS_AS_KNOWN else None
+    if texts is not None:
+        return _plain_message(document, texts)
     message = Message.from_dict(document)
     return message, looks.look_of(message)
 
 
-def _is_plain(document: dict[str, Any]) -> bool:
+def _plain_texts(document: dict[str, Any]) -> list[str] | None:
+    """Return the texts that the contents of a message are; None where they, or it, are any more than that."""
     contents = document.get("contents")
-    return (
-        document.keys() <= _MESSAGE_FIELDS
-        and type(document.get("role")) is str
-        and type(document.get("additional_properties")) is dict
-        and type(contents) is list
-        and all(map(_is_plain_text, contents))
-    )
+    if (
+        type(contents) is not list
+        or type(document.get("role")) is not str
+        or type(document.get("additional_properties")) is not dict
+        or not document.keys() <= _MESSAGE_FIELDS
+    ):
+        return None
+    texts = []
+    for content in contents:
+        if type(content) is not dict or content.keys() != _TEXT_FIELDS:
+            return None
+        text = content["text"]
+        if type(text) is not str or content["type"] != "text" or content["additional_properties"] != {}:
+            return None
+        texts.append(text)
+    return texts
 
 
-def _is_plain_text(content: Any) -> bool:
-    return (
-        type(content) is dict
-        and content.get("type") == "text"
-        and content.keys() == _TEXT_FIELDS
-        and type(content["text"]) is str
-        and content["additional_properties"] == {}
-    )
-
-
-def _plain_message(document: dict[str, Any]) -> tuple[Message, Look]:
-    texts = [content["text"] for content in document["contents"]]
-    contents = [_text(text) for text in texts]
+def _plain_message(document: dict[str, Any], texts: list[str]) -> tuple[Message, Look]:
     message = Message.__new__(Message)
-    fields = message.__dict__
-    fields.update(_MESSAGE)
+    fields = _MESSAGE.copy()
     fields["role"] = document["role"]
-    fields["contents"] = contents
+    fields["contents"] = [_text(text) for text in texts]
     fields["author_name"] = document.get("author_name")
     fields["message_id"] = document.get("message_id")
     fields["additional_properties"] = document["additional_properties"]
-    return message, looks.look_with(message, [_SET_IN_TEXT | {"text": text} for text in texts])
+    message.__dict__ = fields
+    return message, looks.look_with(message, texts)
 
 
 def _text(text: str) -> Content:
     content = Content.__new__(Content)
-    fields = content.__dict__
-    fields.update(_TEXT)
+    fields = _TEXT.copy()
     fields["text"] = text
     fields["additional_properties"] = {}
+    content.__dict__ = fields
     return content
 
 
 # A later framework may make more of it; then everything is left to its constructors.
 _known = Message("user", ["x"], author_name="a", message_id="m", additional_properties={"k": 1})
-_made, _look = _plain_message(_known.to_dict())
+_made, _look = _plain_message(_known.to_dict(), ["x"])
 _IS_AS_KNOWN = (vars(_made.contents[0]), vars(_made) | {"contents": []}, _look[1]) == (
     vars(_known.contents[0]),
     vars(_known) | {"contents": []},

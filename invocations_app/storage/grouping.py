@@ -76,11 +76,12 @@ class Group(Generic[Job, T]):
         self._is_sent = False
         self._sender: asyncio.AbstractEventLoop | None = None
 
-    def do(self, job: Job) -> asyncio.Future[T]:
+    def do(self, job: Job, *, is_lone: bool = False) -> asyncio.Future[T]:
         """Do a job, together with those that gather meanwhile.
 
         Args:
             job: The job.
+            is_lone: Whether hardly anything will gather: then it is done now, where the event loop's thread can.
 
         Returns:
             What ``swift`` or ``alone`` will have returned, or ``alone`` raised. A future and no coroutine: whoever
@@ -88,8 +89,13 @@ class Group(Generic[Job, T]):
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
+        entry = (job, loop, future)
+        if is_lone and self._at_once is not None and not self._gathered and not self._is_sent:
+            if self._write_at_once([entry]):
+                self._schedule_too(entry)
+            return future
         with self._lock:
-            self._gathered.append((job, loop, future))
+            self._gathered.append(entry)
             # Sent when the loop has done what it can do now: more may gather. One that was closed sends nothing.
             is_due = not self._is_sent and (self._sender is None or self._sender.is_closed())
             if is_due:
@@ -118,6 +124,14 @@ class Group(Generic[Job, T]):
                 is_left = self._is_sent = bool(self._gathered)
             if is_left:
                 self._schedule()
+
+    def _schedule_too(self, entry: _Entry) -> None:
+        with self._lock:
+            self._gathered.append(entry)
+            is_due = not self._is_sent
+            self._is_sent = True
+        if is_due:
+            self._schedule()
 
     def _write_at_once(self, entries: list[_Entry]) -> list[_Entry]:
         """Do what can be done in the event loop's own thread; return the others, which go the long way."""

@@ -21,16 +21,19 @@ _SMALL_BYTES = 64 * 1024
 Failure: TypeAlias = tuple[Turn | Waiting | Handed, InvocationError, Ending]
 
 
-def begin(request: TurnRequest) -> asyncio.Future[Begun]:
+def begin(request: TurnRequest, *, is_lone: bool = False) -> asyncio.Future[Begun]:
     """Begin a turn; see `turns.begin_now`, which knows every case.
 
     Args:
         request: What begins the turn.
+        is_lone: Whether there are hardly any others; see `Group.do`.
     """
-    return _begins.do(request)
+    return _begins.do(request, is_lone=is_lone)
 
 
-def commit(turn: Turn, change: SessionChange | None, answer: Answer, ending: Ending) -> asyncio.Future[None]:
+def commit(
+    turn: Turn, change: SessionChange | None, answer: Answer, ending: Ending, *, is_lone: bool = False
+) -> asyncio.Future[None]:
     """Commit a turn; see `endings.commit_now`, which knows every case.
 
     Args:
@@ -38,8 +41,9 @@ def commit(turn: Turn, change: SessionChange | None, answer: Answer, ending: End
         change: What it leaves of its session; None without a session.
         answer: What the caller is answered.
         ending: What else is written.
+        is_lone: As in `begin`.
     """
-    return _commits.do(Commit(turn, change, answer, ending, endings.encode_answer(answer)))
+    return _commits.do(Commit(turn, change, answer, ending, endings.encode_answer(answer)), is_lone=is_lone)
 
 
 def keep(turn: Turn, change: SessionChange | None) -> None:

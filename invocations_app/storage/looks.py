@@ -13,14 +13,17 @@ from typing import Any, TypeAlias
 
 from agent_framework import Content, Message
 
-#: What a message looks like: its fields, with copies of what they hold, and the set fields of each of its contents.
-Look: TypeAlias = tuple[dict[str, Any], list[dict[str, Any]]]
+#: What a message looks like: its fields, with copies of what they hold, and of each of its contents the set fields;
+#: the text where a content is a text and no more.
+Look: TypeAlias = tuple[dict[str, Any], list[dict[str, Any] | str]]
 
 _RAW = "raw_representation"
 # These cannot be changed in place.
 _PLAIN = frozenset({str, int, float, bool})
 # All fields of a content, none of them set.
 _BLANK: dict[str, Any] = dict.fromkeys(vars(Content("text")))
+# All fields of a content that is a text and no more.
+_TEXT: dict[str, Any] = dict(vars(Content("text", text="")))
 
 
 def look_of(message: Message) -> Look:
@@ -29,40 +32,59 @@ def look_of(message: Message) -> Look:
     Args:
         message: The message.
     """
-    return look_with(message, [_set_fields(content) for content in message.contents])
+    return look_with(message, [_look_of_content(content) for content in message.contents])
 
 
-def look_with(message: Message, fields: list[dict[str, Any]]) -> Look:
-    """Return what a message looks like now, where the set fields of its contents are known.
+def look_with(message: Message, contents: list[Any]) -> Look:
+    """Return what a message looks like now, where it is known what its contents do.
 
     Args:
         message: The message.
-        fields: The set fields of each content, copies all the way down.
+        contents: Of each content the text, where it is a text and no more; or its set fields, copies all the way down.
     """
     properties = message.additional_properties
     copied = _copied(properties) if properties else {}
-    return vars(message) | {"contents": list(message.contents), "additional_properties": copied}, fields
+    shown = vars(message).copy()
+    shown["contents"] = list(message.contents)
+    shown["additional_properties"] = copied
+    return shown, contents
 
 
-def is_unchanged(message: Message, look: Look) -> bool:
-    """Return whether a message still looks as it did.
+class Comparison:
+    """Compares messages with their looks, one after the other; for one thread."""
 
-    Args:
-        message: The message.
-        look: What `look_of` gave.
-    """
-    shown, contents = look
-    # Both comparisons are of dictionaries, which is quick: almost all that they hold is the very same object.
-    if vars(message) != shown:
-        return False
-    for content, fields in zip(message.contents, contents, strict=True):
-        # Fields that hold contents are never equal, as their copies are dictionaries: for these a new copy is made.
-        if vars(content) != _BLANK | fields and (
-            # What the provider's library made of it is not stored, so a content that was read has none.
-            content.raw_representation is not None or _set_fields(content) != fields
-        ):
+    def __init__(self) -> None:
+        # One for all of them, as it has some fifty fields of which no two texts differ in more than one.
+        self._text = _TEXT.copy()
+
+    def is_unchanged(self, message: Message, look: Look) -> bool:
+        """Return whether a message still looks as it did.
+
+        Args:
+            message: The message.
+            look: What `look_of` gave.
+        """
+        fields, contents = look
+        # Both comparisons are of dictionaries, which is quick: almost all that they hold is the very same object.
+        if vars(message) != fields:
             return False
-    return True
+        for content, known in zip(message.contents, contents, strict=True):
+            if isinstance(known, str):
+                shown = self._text
+                shown["text"] = known
+            else:
+                shown = _BLANK | known
+            # Fields that hold contents are never equal, as their copies are dictionaries, nor is a content that holds
+            # what the provider's library made of it, which is not stored: of these a new copy is made.
+            if vars(content) != shown and _look_of_content(content) != known:
+                return False
+        return True
+
+
+def _look_of_content(content: Any) -> dict[str, Any] | str:
+    fields = _set_fields(content)
+    text = fields.get("text")
+    return text if type(text) is str and fields == _set_fields_of_text | {"text": text} else fields
 
 
 def _set_fields(content: Any) -> dict[str, Any]:
@@ -84,3 +106,6 @@ def _copied(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_copied(item) for item in value]
     return value
+
+
+_set_fields_of_text = _set_fields(Content("text", text=""))

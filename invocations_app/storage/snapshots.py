@@ -150,11 +150,12 @@ def _read_rows(counts: Mapping[str, int], rows: Sequence[MessageRow]) -> History
 
 def _make_messages(history: History) -> None:
     """Make the objects that are not there yet, and anew those that are not what their text says any more."""
+    is_unchanged = looks.Comparison().is_unchanged
     to_make = [
         item
         for known in history.sources.values()
         for item in known
-        if item.message is None or item.look is None or not looks.is_unchanged(item.message, item.look)
+        if item.message is None or item.look is None or not is_unchanged(item.message, item.look)
     ]
     with collecting.paused():
         for item, made in zip(to_make, decode_messages([item.payload for item in to_make]), strict=True):
@@ -228,7 +229,7 @@ def _dump_source(
     known: list[Known] = []
     to_encode: list[tuple[int, Message]] = []
     stored = len(before)
-    is_unchanged = looks.is_unchanged
+    is_unchanged = looks.Comparison().is_unchanged
     for position, message in enumerate(messages):
         if position < stored:
             old = before[position]
