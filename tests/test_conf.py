@@ -79,6 +79,7 @@ def test_every_default_is_as_documented():
         startup=(),
         shutdown=(),
         gc_freeze=True,
+        gc_defer_seconds=60,
         shutdown_grace_seconds=20,
     )
 
@@ -139,6 +140,7 @@ def test_every_key_of_the_process_is_read():
         "STARTUP": ("a.b", "c.d"),
         "SHUTDOWN": ("e.f",),
         "GC_FREEZE": False,
+        "GC_DEFER_SECONDS": 0,
         "SHUTDOWN_GRACE_SECONDS": 0,
         "REDACTOR": "g.h",
     }
@@ -266,6 +268,8 @@ def test_a_value_that_a_key_cannot_have(key, value, hint):
         ("SHUTDOWN", [print], PATHS),
         ("SHUTDOWN", None, PATHS),
         ("GC_FREEZE", 1, TRUTH),
+        ("GC_DEFER_SECONDS", -1, "Write a number of seconds, 0 or more."),
+        ("GC_DEFER_SECONDS", None, "Write a number of seconds, 0 or more."),
         ("SHUTDOWN_GRACE_SECONDS", -1, "Write a number of seconds, 0 or more."),
         ("SHUTDOWN_GRACE_SECONDS", None, "Write a number of seconds, 0 or more."),
     ],

@@ -74,6 +74,17 @@ async def test_what_lives_as_long_as_the_process_is_frozen(is_on):
         assert gc.get_freeze_count() == 0
 
 
+@override_settings(INVOCATIONS=MANAGED)
+async def test_full_rounds_of_the_collector_are_deferred_between_start_and_end():
+    before = gc.get_threshold()
+    server = Server()
+    await server.tell("lifespan.startup")
+    assert gc.get_threshold() == (*before[:2], 300)
+    await server.tell("lifespan.shutdown")
+    await server.task
+    assert gc.get_threshold() == before
+
+
 @pytest.mark.usefixtures("_thawed")
 @override_settings(INVOCATIONS=BROKEN)
 async def test_a_boot_that_is_refused_freezes_nothing():

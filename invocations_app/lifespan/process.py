@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import gc
 import logging
 
 from django.db import connections
 
 from invocations_app import conf, targets
 from invocations_app.lifespan.callbacks import CallbackFailed, call_all
+from invocations_app.lifespan.collector import Collector
 from invocations_app.lifespan.signals import SignalChain
 from invocations_app.runs.host import get_host
 from invocations_app.storage import database
@@ -34,7 +34,7 @@ class Process:
         self._signals = SignalChain(self._begin_to_drain)
         self._draining: asyncio.Task[None] | None = None
         self._was_started = False
-        self._is_frozen = False
+        self._collector: Collector | None = None
 
     async def start(self) -> str | None:
         """Get ready to serve; return why the boot is refused, or None."""
@@ -52,15 +52,12 @@ class Process:
             logger.exception("The start failed.")
             return f"the start failed: {type(error).__name__}: {error}"
         self._signals.install()
-        self._freeze()
+        host = conf.get_host()
+        self._collector = Collector(
+            freeze=host.gc_freeze, defer_seconds=host.gc_defer_seconds, is_busy=lambda: bool(self._host.live)
+        )
+        self._collector.start()
         return None
-
-    def _freeze(self) -> None:
-        """Let the garbage collector pass over what lives as long as the process."""
-        if conf.get_host().gc_freeze:
-            gc.collect()
-            gc.freeze()
-            self._is_frozen = True
 
     async def stop(self, *, is_cut: bool) -> str | None:
         """Let the runs end, call the callbacks, leave the targets, close the connections.
@@ -71,8 +68,8 @@ class Process:
         Returns:
             What failed, or None.
         """
-        if self._is_frozen:
-            gc.unfreeze()
+        if self._collector is not None:
+            self._collector.stop()
         try:
             await self._drain(is_cut=is_cut)
             if self._was_started:

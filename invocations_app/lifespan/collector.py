@@ -1,0 +1,78 @@
+"""Python's garbage collector in a server process: its full rounds wait for a moment in which nothing runs.
+
+A full round goes over every object there is, and nothing else happens in the
+process meanwhile: half a second with 500 open streams, each of which holds what
+the framework has gathered of its answer. Python makes one whenever a quarter
+has come to what there was, so while streams grow it makes many, and finds
+nothing: they are not garbage yet. Once they have ended a round takes
+milliseconds. The rounds for young objects are Python's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections.abc import Callable
+
+# How often a moment is looked for.
+_LOOK_SECONDS = 1.0
+# What Python would count to before a full round, and what it counts to while these rounds are left to this module: some
+# two million objects that came and did not go.
+_OLDEST = 2
+_MOST = 300
+# From here on a full round is made of small steps, and there is nothing to wait with.
+_STEPS_ARE_SMALL = sys.version_info >= (3, 14)
+
+
+class Collector:
+    """Lets the collector pass over what is there at the start, and has its full rounds wait.
+
+    Args:
+        freeze: Whether it passes over what is there at the start.
+        defer_seconds: How long a full round waits at most, in seconds; 0: Python decides.
+        is_busy: Tells whether anything runs.
+    """
+
+    def __init__(self, *, freeze: bool, defer_seconds: float, is_busy: Callable[[], bool]) -> None:
+        self._freeze = freeze
+        self._defer_seconds = defer_seconds
+        self._is_busy = is_busy
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._thresholds = gc.get_threshold()
+        self._due_since: float | None = None
+
+    def start(self) -> None:
+        """Begin, when all is there that lives as long as the process."""
+        if self._freeze:
+            gc.collect()
+            gc.freeze()
+        if self._defer_seconds and 0 < self._thresholds[_OLDEST] < _MOST and not _STEPS_ARE_SMALL:
+            young, middle, _ = self._thresholds
+            gc.set_threshold(young, middle, _MOST)
+            self._look_later()
+
+    def stop(self) -> None:
+        """Leave the collector as it was; harmless when it was never started."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            gc.set_threshold(*self._thresholds)
+        if self._freeze:
+            gc.unfreeze()
+
+    def _look_later(self) -> None:
+        self._timer = self._loop.call_later(_LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._look_later()
+        if not gc.isenabled() or gc.get_count()[_OLDEST] <= self._thresholds[_OLDEST]:
+            self._due_since = None
+            return
+        now = self._loop.time()
+        if self._due_since is None:
+            self._due_since = now
+        if not self._is_busy() or now - self._due_since >= self._defer_seconds:
+            self._due_since = None
+            gc.collect()
