@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ def test_a_message_is_what_the_framework_makes_of_it(document: dict[str, Any]) -
     ((decoded, look),) = decode_messages([json.dumps(document)])
     theirs = AgentSession.from_dict({"session_id": "-", "state": {"messages": [json.loads(json.dumps(document))]}})
     assert everything(decoded) == everything(theirs.state["messages"][0])
-    assert look == looks.look_of(decoded)
+    assert looks.Comparison().is_unchanged(decoded, looks.look_of(decoded))
     assert looks.Comparison().is_unchanged(decoded, look)
 
 
@@ -82,17 +83,53 @@ def test_what_is_no_message_is_refused(text: str) -> None:
         decode_messages([json.dumps(BARE), text])
 
 
-def test_a_change_of_what_was_read_shows() -> None:
-    for change in (
-        lambda message: message.contents.append(Content("text", text="b")),
-        lambda message: setattr(message.contents[0], "text", "b"),
-        lambda message: message.contents[0].additional_properties.update(a=1),
-        lambda message: message.additional_properties.update(a=1),
-        lambda message: setattr(message, "role", "assistant"),
-    ):
-        ((message, look),) = decode_messages([json.dumps(BARE)])
-        change(message)
-        assert not looks.Comparison().is_unchanged(message, look)
+CHANGES: dict[str, Callable[[Message], object]] = {
+    "one more content": lambda message: message.contents.append(Content("text", text="b")),
+    "no content": lambda message: message.contents.clear(),
+    "another content that is equal": lambda message: message.contents.__setitem__(0, Content("text", text="b")),
+    "contents of another kind": lambda message: setattr(message, "contents", tuple(message.contents)),
+    "another text": lambda message: setattr(message.contents[0], "text", "b"),
+    "another kind of content": lambda message: setattr(message.contents[0], "type", "text_reasoning"),
+    "a property of a content": lambda message: message.contents[0].additional_properties.update(a=1),
+    "an annotation": lambda message: setattr(message.contents[0], "annotations", [{"type": "citation"}]),
+    "a property": lambda message: message.additional_properties.update(a=1),
+    "no properties": lambda message: setattr(message, "additional_properties", None),
+    "the role": lambda message: setattr(message, "role", "assistant"),
+    "the author": lambda message: setattr(message, "author_name", "b"),
+    "the id": lambda message: setattr(message, "message_id", "b"),
+    "an attribute of its own": lambda message: setattr(message, "extra", 1),
+    "an attribute less": lambda message: delattr(message, "author_name"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+@pytest.mark.parametrize("contents", [[TEXT], [TEXT, TEXT]], ids=["one text", "two texts"])
+def test_a_change_of_what_was_read_shows(contents: list[Any], change: Callable[[Message], object]) -> None:
+    ((message, look),) = decode_messages([json.dumps(BARE | {"contents": contents})])
+    assert looks.Comparison().is_unchanged(message, look)
+    change(message)
+    assert not looks.Comparison().is_unchanged(message, look)
+
+
+def test_a_property_deep_inside_that_changes_shows() -> None:
+    ((message, look),) = decode_messages([json.dumps(BARE | {"additional_properties": {"a": {"b": [1]}}})])
+    assert looks.Comparison().is_unchanged(message, look)
+    message.additional_properties["a"]["b"].append(2)
+    assert not looks.Comparison().is_unchanged(message, look)
+
+
+def test_what_a_library_made_of_a_text_is_no_change_of_it() -> None:
+    ((message, look),) = decode_messages([json.dumps(BARE)])
+    message.contents[0].raw_representation = object()
+    assert looks.Comparison().is_unchanged(message, look)
+
+
+def test_messages_that_are_compared_one_after_the_other_are_told_apart() -> None:
+    texts = [json.dumps(BARE | {"contents": [TEXT | {"text": text}]}) for text in ("a", "b", "a")]
+    comparison = looks.Comparison()
+    made = decode_messages(texts)
+    made[1][0].contents[0].text = "a"
+    assert [comparison.is_unchanged(*each) for each in made] == [True, False, True]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS.values(), ids=DOCUMENTS.keys())

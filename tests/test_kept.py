@@ -401,6 +401,39 @@ def test_the_oldest_go_when_they_are_too_large(settings):
     assert holds(keep) == [5]
 
 
+def test_those_without_room_are_handed_back(settings):
+    settings.INVOCATIONS_HOST = {"SESSION_CACHE_COUNT": 1}
+    keep = SessionKeep()
+    first, second = change_of("a"), change_of("b")
+    assert keep.put(1, "opaque", 1, first) == []
+    (gone,) = keep.put(2, "opaque", 1, second)
+    assert [item.payload for item in gone.sources["in_memory"]] == [first.written[0].payload]
+
+
+def test_a_history_is_freed_in_pieces():
+    history = change_of(*map(str, range(250))).history
+    history.sources["other"] = []
+    left = []
+    while kept.free(history):
+        left.append(history.count)
+    assert left == [150, 50, 0]
+    assert not kept.free(History())
+
+
+async def test_what_there_is_no_room_for_is_freed_while_nobody_waits(settings, monkeypatch):
+    settings.INVOCATIONS_HOST = {"SESSION_CACHE_COUNT": 1}
+    monkeypatch.setattr(kept, "_PIECE", 1)
+    freed = asyncio.Event()
+    original = kept.free
+    monkeypatch.setattr(kept, "free", lambda history: original(history) or freed.set())
+    await say("one")
+    (was_kept,) = [each.history for each in kept.sessions._kept.values()]
+    await say("one", "s2")
+    assert was_kept.count == 2
+    await asyncio.wait_for(freed.wait(), 5)
+    assert was_kept.count == 0
+
+
 def test_the_size_is_that_of_what_is_kept():
     keep = SessionKeep()
     first = put(keep, 1, "a", "b")

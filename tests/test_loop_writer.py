@@ -125,6 +125,34 @@ async def test_a_lone_turn_wakes_no_thread(ready: Sent) -> None:
     assert [message.position for message in messages] == [0, 1]
 
 
+async def test_a_job_that_is_lone_is_done_before_anybody_waits_for_it(ready: Sent) -> None:
+    begun = groups.begin(request("s1"), is_lone=True)
+    assert begun.done()
+    turn = begun.result()
+    assert isinstance(turn, Turn)
+    answer = Answer("pong", session_id="s1")
+    assert groups.commit(turn, change_of(turn, "ping"), answer, ending(turn), is_lone=True).done()
+    assert ready.taken() == []
+    assert await count(InvocationRecord, status="succeeded", pk=turn.record_pk) == 1
+
+
+async def test_a_lone_job_that_cannot_be_done_now_is_left_to_the_thread(ready: Sent) -> None:
+    with locked() as let_go:
+        begun = groups.begin(request("s1"), is_lone=True)
+        assert not begun.done()
+        let_go()
+    assert isinstance(await begun, Turn)
+    assert ready.taken() == ["_carry_out"]
+
+
+async def test_a_lone_job_waits_its_turn_behind_those_that_gather(ready: Sent) -> None:
+    first = groups.begin(request("s1"))
+    second = groups.begin(request("s1", on_busy="wait"), is_lone=True)
+    assert not second.done()
+    assert isinstance(await first, Turn)
+    assert isinstance(await second, turns.Waiting)
+
+
 async def test_a_session_that_is_kept_is_claimed_without_a_thread(ready: Sent) -> None:
     for number in range(1, 4):
         turn = await whole_turn("s1", f"ping {number}")

@@ -12,11 +12,14 @@ from invocations_app.exceptions import InvocationError
 from invocations_app.storage import endings, invocations, kept, swift, turns
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.grouping import Group, each
+from invocations_app.storage.snapshots import History
 from invocations_app.storage.swift import Commit
 from invocations_app.storage.turns import Begun, Handed, Turn, TurnRequest, Waiting
 
 # What is longer is written by the thread: the loop has others to serve.
 _SMALL_BYTES = 64 * 1024
+# Between two pieces of what is freed, in seconds.
+_FREE_SECONDS = 0.005
 
 Failure: TypeAlias = tuple[Turn | Waiting | Handed, InvocationError, Ending]
 
@@ -58,7 +61,18 @@ def keep(turn: Turn, change: SessionChange | None) -> None:
     session = turn.session
     if session is None or change is None or change.change is None or change.pending:
         return
-    kept.sessions.put(session.pk, session.opaque_id, session.version + 1, change.change)
+    for history in kept.sessions.put(session.pk, session.opaque_id, session.version + 1, change.change):
+        _free_soon(asyncio.get_running_loop(), history)
+
+
+def _free_soon(loop: asyncio.AbstractEventLoop, history: History) -> None:
+    """Free a history piece by piece: its turn need not wait for that, nor anybody for long."""
+
+    def free() -> None:
+        if kept.free(history):
+            loop.call_later(_FREE_SECONDS, free)
+
+    loop.call_later(_FREE_SECONDS, free)
 
 
 def fail(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending) -> asyncio.Future[None]:

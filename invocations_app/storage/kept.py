@@ -26,6 +26,8 @@ from invocations_app.storage.snapshots import Change, History, Known
 _SESSION_BYTES = 1500
 _MESSAGE_BYTES = 150
 _OBJECTS_BYTES = 3000
+# Messages that are freed at once: less than half a millisecond.
+_PIECE = 100
 # Whoever said nothing for so long has most likely left.
 _IDLE_SECONDS = 900
 
@@ -77,7 +79,7 @@ class SessionKeep:
             return None
         return kept.history
 
-    def put(self, session_pk: int, opaque_id: str, version: int, change: Change) -> None:
+    def put(self, session_pk: int, opaque_id: str, version: int, change: Change) -> list[History]:
         """Keep a session as a turn has left it, once the commit is confirmed.
 
         Args:
@@ -85,17 +87,22 @@ class SessionKeep:
             opaque_id: What the row says.
             version: The version that the turn has written.
             change: What it has written. Its session must not be used any more.
+
+        Returns:
+            The histories for which there is no room any more. To free a long one takes milliseconds, which is left to
+            the caller; see `free`.
         """
         host = conf.get_host()
         if not host.session_cache_count or not host.session_cache_bytes:
             self.drop(session_pk)
-            return
+            return []
         history, size = _as_read(change.history)
         size += len(change.state)
         now = time.monotonic()
         self._pop(session_pk)
         if size > host.session_cache_bytes:
-            return
+            return []
+        gone = []
         with self._lock:
             self._kept[session_pk] = _Kept(opaque_id, version, change.state, history, size, now)
             self._size += size
@@ -104,7 +111,10 @@ class SessionKeep:
                 or self._size > host.session_cache_bytes
                 or next(iter(self._kept.values())).since < now - _IDLE_SECONDS
             ):
-                self._size -= self._kept.popitem(last=False)[1].size
+                _, oldest = self._kept.popitem(last=False)
+                self._size -= oldest.size
+                gone.append(oldest.history)
+        return gone
 
     def drop(self, session_pk: int) -> None:
         """Forget a session.
@@ -126,6 +136,23 @@ class SessionKeep:
             if kept is not None:
                 self._size -= kept.size
             return kept
+
+
+def free(history: History) -> bool:
+    """Free a piece of a history that nobody holds any more: 100 messages.
+
+    Args:
+        history: The history.
+
+    Returns:
+        Whether something is left of it.
+    """
+    for source_id, known in history.sources.items():
+        del known[-_PIECE:]
+        if not known:
+            del history.sources[source_id]
+        return bool(history.sources)
+    return False
 
 
 def _as_read(history: History) -> tuple[History, int]:

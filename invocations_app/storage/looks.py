@@ -8,6 +8,7 @@ compared as text, so a look may say "changed" too often, but never too rarely.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -15,7 +16,11 @@ from agent_framework import Content, Message
 
 #: What a message looks like: its fields, with copies of what they hold, and of each of its contents the set fields;
 #: the text where a content is a text and no more.
-Look: TypeAlias = tuple[dict[str, Any], list[dict[str, Any] | str]]
+FullLook: TypeAlias = tuple[dict[str, Any], list[dict[str, Any] | str]]
+#: What a message of one text and no more looks like: the content and its text, a copy of the properties, and the values
+#: of the other fields.
+TextLook: TypeAlias = tuple[Content, str, dict[str, Any], tuple[Any, ...]]
+Look: TypeAlias = FullLook | TextLook
 
 _RAW = "raw_representation"
 # These cannot be changed in place.
@@ -24,9 +29,13 @@ _PLAIN = frozenset({str, int, float, bool})
 _BLANK: dict[str, Any] = dict.fromkeys(vars(Content("text")))
 # All fields of a content that is a text and no more.
 _TEXT: dict[str, Any] = dict(vars(Content("text", text="")))
+# Number of all fields of a message, and the values of those that cannot be changed in place.
+_FIELDS = len(vars(Message("user")))
+_values_of_others = operator.itemgetter(*(vars(Message("user")).keys() - {"contents", "additional_properties"}))
+_NO_PROPERTIES: dict[str, Any] = {}
 
 
-def look_of(message: Message) -> Look:
+def look_of(message: Message) -> FullLook:
     """Return what a message looks like now.
 
     Args:
@@ -35,19 +44,29 @@ def look_of(message: Message) -> Look:
     return look_with(message, [_look_of_content(content) for content in message.contents])
 
 
-def look_with(message: Message, contents: list[Any]) -> Look:
+def look_with(message: Message, contents: list[Any]) -> FullLook:
     """Return what a message looks like now, where it is known what its contents do.
 
     Args:
         message: The message.
         contents: Of each content the text, where it is a text and no more; or its set fields, copies all the way down.
     """
-    properties = message.additional_properties
-    copied = _copied(properties) if properties else {}
     shown = vars(message).copy()
     shown["contents"] = list(message.contents)
-    shown["additional_properties"] = copied
+    shown["additional_properties"] = _copied(message.additional_properties)
     return shown, contents
+
+
+def look_of_text(message: Message, content: Content, text: str) -> TextLook:
+    """Return what a message looks like now that is one text: of many, these take the least to keep.
+
+    Args:
+        message: The message, with its fields and no other attributes.
+        content: Its only content.
+        text: The content's text.
+    """
+    properties = message.additional_properties
+    return content, text, _copied(properties) if properties else _NO_PROPERTIES, _values_of_others(vars(message))
 
 
 class Comparison:
@@ -64,21 +83,30 @@ class Comparison:
             message: The message.
             look: What `look_of` gave.
         """
-        fields, contents = look
-        # Both comparisons are of dictionaries, which is quick: almost all that they hold is the very same object.
-        if vars(message) != fields:
+        if len(look) == 2:
+            fields, contents = look
+            # Comparisons of dictionaries are quick: almost all that they hold is the very same object.
+            return vars(message) == fields and all(map(self._is_that, message.contents, contents))
+        content, text, properties, values = look
+        fields = vars(message)
+        try:
+            held = fields["contents"]
+            is_same = _values_of_others(fields) == values and fields["additional_properties"] == properties
+        except KeyError:
             return False
-        for content, known in zip(message.contents, contents, strict=True):
-            if isinstance(known, str):
-                shown = self._text
-                shown["text"] = known
-            else:
-                shown = _BLANK | known
-            # Fields that hold contents are never equal, as their copies are dictionaries, nor is a content that holds
-            # what the provider's library made of it, which is not stored: of these a new copy is made.
-            if vars(content) != shown and _look_of_content(content) != known:
-                return False
-        return True
+        if not is_same or len(fields) != _FIELDS or type(held) is not list or len(held) != 1 or held[0] is not content:
+            return False
+        return self._is_that(content, text)
+
+    def _is_that(self, content: Any, known: dict[str, Any] | str) -> bool:
+        if isinstance(known, str):
+            shown = self._text
+            shown["text"] = known
+        else:
+            shown = _BLANK | known
+        # Fields that hold contents are never equal, as their copies are dictionaries, nor is a content that holds what
+        # the provider's library made of it, which is not stored: of these a new copy is made.
+        return vars(content) == shown or _look_of_content(content) == known
 
 
 def _look_of_content(content: Any) -> dict[str, Any] | str:
