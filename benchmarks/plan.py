@@ -95,6 +95,8 @@ KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("floor", "floor"),
+        Kind("floor, sent together", "floor", environment={"BENCH_TOGETHER": "1"}),
+        Kind("stock adrf view", "adrf_by_hand", environment={"DJANGO_SETTINGS_MODULE": "benchmarks.adrf_settings"}),
         Kind("FastAPI by hand", "fastapi_by_hand"),
         Kind("Foundry host", "foundry", "/invocations", "query", python=FOUNDRY_PYTHON),
         Kind("ours", "ours"),
@@ -115,6 +117,8 @@ KINDS: Mapping[str, Kind] = {
     )
 }
 _STREAM = wrk.Load(16, saves=True, message="stream 50", stream=True, expected="data: [DONE]")
+_STOCK = "stock adrf view"
+_TOGETHER = "floor, sent together"
 _TWO = ("FastAPI by hand", "ours")
 _THREE = ("floor", "FastAPI by hand", "ours")
 _MIDDLEWARE = (
@@ -126,11 +130,16 @@ _MIDDLEWARE = (
 _HOPS = ("hops, no authentication", "hops, token", "hops, Django's handler, default middleware")
 SCENARIOS = (
     Scenario("session saved, 16 connections", (*_THREE, "Foundry host"), _wrk(wrk.Load(16, saves=True))),
-    Scenario("no session, 16 connections", (*_THREE, "Foundry host"), _wrk(wrk.Load(16, saves=False)), quick=_TWO),
+    Scenario(
+        "no session, 16 connections",
+        (*_THREE, "Foundry host", _STOCK),
+        _wrk(wrk.Load(16, saves=False)),
+        quick=_TWO,
+    ),
     Scenario("session saved, 1 connection", _THREE, _wrk(wrk.Load(1, saves=True)), quick=_TWO),
-    Scenario("no session, 1 connection", _THREE, _wrk(wrk.Load(1, saves=False)), quick=_TWO),
+    Scenario("no session, 1 connection", (*_THREE, _STOCK), _wrk(wrk.Load(1, saves=False)), quick=_TWO),
     Scenario("stream, session saved", _THREE, _streams(saves=True), quick=_TWO, needs_wrk=False),
-    Scenario("stream, no session", _THREE, _streams(saves=False), quick=(), needs_wrk=False),
+    Scenario("stream, no session", (*_THREE, _TOGETHER, _STOCK), _streams(saves=False), quick=(), needs_wrk=False),
     Scenario("history", _THREE, _history, quick=_TWO, needs_wrk=False),
     Scenario("open streams", _TWO, _crowd, needs_wrk=False),
     Scenario(
@@ -189,12 +198,16 @@ GOALS = (
     Goal(2, "no session, 16 connections", "rate", "ours", _HAND, 0.8, "at least"),
     Goal(2, "no session, 16 connections", "rate", "ours", "Foundry host"),
     Goal(2, "no session, 16 connections", "rate", "ours", "floor"),
+    Goal(2, "no session, 16 connections", "rate", _STOCK, _HAND),
     Goal(2, "no session, 1 connection", "p50_ms", "ours", _HAND, 1.6),
+    Goal(2, "no session, 1 connection", "p50_ms", _STOCK, _HAND),
     Goal(2, "session saved, 1 connection", "p50_ms", "ours", _HAND, 0.6),
     Goal(3, "stream, session saved", "first_byte_ms", "ours", _HAND, 1.2),
     Goal(3, "stream, session saved", "total_ms", "ours", _HAND, 0.6),
     Goal(3, "stream, no session", "first_byte_ms", "ours", _HAND, 1.2),
     Goal(3, "stream, no session", "total_ms", "ours", _HAND, 0.6),
+    Goal(3, "stream, no session", "first_byte_ms", _STOCK, _HAND),
+    Goal(3, "stream, no session", "total_ms", _TOGETHER, _HAND),
     Goal(4, "history", "warm_1000_ms", "ours", _HAND, 0.3),
     Goal(4, "history", "cold_1000_ms", "ours", _HAND, 0.45),
     Goal(4, "history", "warm_message_us", "ours", _HAND, 0.3),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-import uuid
+import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -185,7 +185,7 @@ def stamp_messages(messages: Sequence[Message], endpoint: str, dialect: DialectN
         stamp = type(message).__new__(type(message))
         stamp.__dict__.update(message.__dict__)
         stamp.contents = list(message.contents)
-        stamp.message_id = message.message_id or uuid.uuid4().hex
+        stamp.message_id = message.message_id or secrets.token_hex(16)
         stamp.additional_properties = {
             key: dict(value) if isinstance(value, Mapping) else value
             for key, value in message.additional_properties.items()
