@@ -257,6 +257,10 @@ def text_of(messages: Iterable[Any]) -> str:
 
 
 def _join(contents: Iterable[Any]) -> str:
+    if isinstance(contents, list) and len(contents) == 1:
+        # A piece of a stream, of which there are many.
+        (content,) = contents
+        return content.text or "" if content.type == "text" else ""
     return "".join(content.text for content in contents if content.type == "text" and content.text)
 
 

@@ -54,8 +54,7 @@ class Tape:
         """
         if frames:
             self._frames.extend(frames)
-            for frame in frames:
-                self.written_bytes += len(frame)
+            self.written_bytes += sum(map(len, frames))
             if self._logged is None and not self._holders:
                 # Nobody needs them.
                 self._trim()
