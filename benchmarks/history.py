@@ -28,22 +28,27 @@ def measure(server: Server, lengths: Sequence[int], turns: int, *, restarts: boo
     Raises:
         WrongAnswers: If an answer is another one, or the agent does not see the whole history.
     """
-    found = {}
+    found: dict[str, float] = {}
     with Connection(server) as connection:
         _warm_up(server, connection)
         for length in lengths:
             for number in range(turns if restarts else 1):
                 _ask(server, connection, f"seed {length}", f"long-{length}-{number}")
+        for length in lengths:
             _count(server, connection, length)
-            times = [_turn(server, connection, f"long-{length}-0", number) for number in range(turns)]
-            found[f"warm_{length}_ms"] = 1000 * median(times)
+        # The lengths in turn, so that a slow moment does not meet one of them only.
+        warm: dict[int, list[float]] = {length: [] for length in lengths}
+        for number in range(turns):
+            for length in lengths:
+                warm[length].append(_turn(server, connection, f"long-{length}-0", number))
+        found |= {f"warm_{length}_ms": 1000 * median(times) for length, times in warm.items()}
     kinds = ["warm"]
     if restarts:
         kinds.append("cold")
         server.restart()
         with Connection(server) as connection:
             _warm_up(server, connection)
-            # The lengths in turn, so that a slow moment does not meet one of them only.
+            # Likewise.
             cold: dict[int, list[float]] = {length: [] for length in lengths}
             for number in range(turns):
                 for length in lengths:
