@@ -17,6 +17,7 @@ from invocations_app.events import Answer
 from invocations_app.models import InvocationRecord, MessageRecord, SessionRecord
 from invocations_app.storage import database, groups, kept, loop_writer, turns
 from invocations_app.storage.turns import Turn
+from tests.client import post
 from tests.session_fakes import failing_statements
 from tests.test_grouping import held
 from tests.test_turns import change_of, ending, request
@@ -151,6 +152,23 @@ async def test_a_lone_job_waits_its_turn_behind_those_that_gather(ready: Sent) -
     assert not second.done()
     assert isinstance(await first, Turn)
     assert isinstance(await second, turns.Waiting)
+
+
+async def test_a_run_is_lone_as_long_as_few_others_live(ready: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[bool] = []
+    original = groups.begin
+
+    def begin(request: turns.TurnRequest, *, is_lone: bool = False) -> asyncio.Future[turns.Begun]:
+        said.append(is_lone)
+        return original(request, is_lone=is_lone)
+
+    monkeypatch.setattr(groups, "begin", begin)
+    await post({"message": "hi", "session_id": "alone"})
+    assert said == [True]
+    said.clear()
+    monkeypatch.setattr(loop_writer, "FEW", 0)
+    await post({"message": "hi", "session_id": "one of many"})
+    assert said == [False]
 
 
 async def test_a_session_that_is_kept_is_claimed_without_a_thread(ready: Sent) -> None:

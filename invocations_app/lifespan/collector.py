@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 # How often a moment is looked for.
 _LOOK_SECONDS = 1.0
-# What Python would count to before a full round, and what it counts to while these rounds are left to this module: some
-# two million objects that came and did not go.
+# The place of full rounds among Python's counts and thresholds.
 _OLDEST = 2
+# What Python counts to while full rounds are left to this module: some two million objects that came and did not go.
 _MOST = 300
 # From here on a full round is made of small steps, and there is nothing to wait with.
 _STEPS_ARE_SMALL = sys.version_info >= (3, 14)
@@ -54,7 +54,7 @@ class Collector:
             self._look_later()
 
     def stop(self) -> None:
-        """Leave the collector as it was; harmless when it was never started."""
+        """Leave the collector as it was; harmless when done before."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -22,7 +22,7 @@ from django.db import DatabaseError
 from invocations_app import conf
 from invocations_app.exceptions import Overloaded, RunCancelled, RunInterrupted, ShuttingDown
 from invocations_app.runs.wakeups import get_wakeups
-from invocations_app.storage import event_log, leases
+from invocations_app.storage import event_log, leases, loop_writer
 from invocations_app.storage.event_log import Batch
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ FLUSH_EVENTS = 256
 _LOOK_SECONDS = 0.5
 # A lease is renewed this many times before it would expire.
 _RENEWALS = 4
-# Fewer than a group is worth, even if all of them began or ended in one step of the loop.
-_FEW_RUNS = 4
 # What is stopped at shutdown has this time to write down its end, before its lease has to run out.
 _STOP_SECONDS = 5
 
@@ -118,7 +116,7 @@ class Host:
     @property
     def has_few_runs(self) -> bool:
         """Whether so few live that what one of them writes need not wait for what the others might."""
-        return len(self._live) <= _FEW_RUNS
+        return len(self._live) <= loop_writer.FEW
 
     @property
     def live(self) -> frozenset[Run]:

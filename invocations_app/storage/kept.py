@@ -147,12 +147,12 @@ def free(history: History) -> bool:
     Returns:
         Whether something is left of it.
     """
-    for source_id, known in history.sources.items():
+    if history.sources:
+        source_id, known = next(iter(history.sources.items()))
         del known[-_PIECE:]
         if not known:
             del history.sources[source_id]
-        return bool(history.sources)
-    return False
+    return bool(history.sources)
 
 
 def _as_read(history: History) -> tuple[History, int]:

@@ -112,7 +112,7 @@ class Comparison:
 def _look_of_content(content: Any) -> dict[str, Any] | str:
     fields = _set_fields(content)
     text = fields.get("text")
-    return text if type(text) is str and fields == _set_fields_of_text | {"text": text} else fields
+    return text if type(text) is str and fields == _SET_IN_TEXT | {"text": text} else fields
 
 
 def _set_fields(content: Any) -> dict[str, Any]:
@@ -136,4 +136,4 @@ def _copied(value: Any) -> Any:
     return value
 
 
-_set_fields_of_text = _set_fields(Content("text", text=""))
+_SET_IN_TEXT = _set_fields(Content("text", text=""))

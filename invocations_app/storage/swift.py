@@ -90,7 +90,7 @@ _WAITED_FOR = f"""
 SELECT DISTINCT session_record_id FROM "{_INVOCATIONS}" WHERE session_record_id IN ({{keys}}) AND status = 'queued'
 """  # noqa: S608
 _READ_MESSAGES = f"""
-SELECT source_id, position, role, payload, session_id FROM "{_MESSAGES}" WHERE session_id IN ({{keys}})
+SELECT session_id, source_id, position, role, payload FROM "{_MESSAGES}" WHERE session_id IN ({{keys}})
 ORDER BY session_id, source_id, position
 """  # noqa: S608
 _COUNT_MESSAGES = f"""
@@ -272,8 +272,8 @@ def _free(
         free = [row for row in free if row[1] not in unread]
         unread = []
     messages: dict[int, list[MessageRow]] = {pk: [] for pk in unread}
-    for row in _look_up(connection, cursor, _READ_MESSAGES, unread) if unread else ():
-        messages[row[4]].append(MessageRow._make(row[:4]))
+    for pk, *message in _look_up(connection, cursor, _READ_MESSAGES, unread) if unread else ():
+        messages[pk].append(MessageRow._make(message))
     for key, pk, _endpoint, _user_key, _chat_key, _session_id, opaque_id, state, version, number, _claim, _p in free:
         rows = tuple(messages.get(pk, ()))
         yield ClaimedSession(pk, key, opaque_id, version, number + 1, state, rows, histories[pk])
