@@ -307,6 +307,7 @@ class HostSettings:
             garbage collector's rounds.
         gc_defer_seconds: How long its full rounds wait for a moment in which
             nothing runs, at most; 0: Python decides.
+        telemetry_rests: Switch the framework's telemetry off while nobody listens to it.
         shutdown_grace_seconds: Time that runs have to end once the process was
             asked to; then they are interrupted.
         max_concurrent_runs: Runs and waiting turns that a process takes on.
@@ -330,6 +331,7 @@ class HostSettings:
     shutdown: tuple[str, ...] = _setting(_paths, ())
     gc_freeze: bool = _setting(_boolean, True)
     gc_defer_seconds: float = _setting(_number("seconds", minimum=0), 60)
+    telemetry_rests: bool = _setting(_boolean, True)
     shutdown_grace_seconds: float = _setting(_number("seconds", minimum=0), 20)
     max_concurrent_runs: int = _setting(_number("runs", minimum=1, whole=True), 1000)
     lease_seconds: float = _setting(_number("seconds", minimum=1), 15)

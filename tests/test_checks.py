@@ -73,7 +73,7 @@ def test_e002_wrong_settings_are_errors_with_the_words_of_conf():
                 hint="Known keys: BACKGROUND_TASKS_BACKEND, EVENT_FLUSH_MILLISECONDS, EVENT_TTL_SECONDS, "
                 "GC_DEFER_SECONDS, GC_FREEZE, INVOCATION_TTL_SECONDS, LEASE_SECONDS, MAX_CONCURRENT_RUNS, REDACTOR, "
                 "REQUIRE_TARGETS, SESSION_CACHE_BYTES, SESSION_CACHE_COUNT, SESSION_TTL_SECONDS, SHUTDOWN, "
-                "SHUTDOWN_GRACE_SECONDS, STARTUP.",
+                "SHUTDOWN_GRACE_SECONDS, STARTUP, TELEMETRY_RESTS.",
                 id="invocations.E002",
             )
         ]

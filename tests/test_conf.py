@@ -80,6 +80,7 @@ def test_every_default_is_as_documented():
         shutdown=(),
         gc_freeze=True,
         gc_defer_seconds=60,
+        telemetry_rests=True,
         shutdown_grace_seconds=20,
     )
 
@@ -141,6 +142,7 @@ def test_every_key_of_the_process_is_read():
         "SHUTDOWN": ("e.f",),
         "GC_FREEZE": False,
         "GC_DEFER_SECONDS": 0,
+        "TELEMETRY_RESTS": False,
         "SHUTDOWN_GRACE_SECONDS": 0,
         "REDACTOR": "g.h",
     }
@@ -270,6 +272,7 @@ def test_a_value_that_a_key_cannot_have(key, value, hint):
         ("GC_FREEZE", 1, TRUTH),
         ("GC_DEFER_SECONDS", -1, "Write a number of seconds, 0 or more."),
         ("GC_DEFER_SECONDS", None, "Write a number of seconds, 0 or more."),
+        ("TELEMETRY_RESTS", None, TRUTH),
         ("SHUTDOWN_GRACE_SECONDS", -1, "Write a number of seconds, 0 or more."),
         ("SHUTDOWN_GRACE_SECONDS", None, "Write a number of seconds, 0 or more."),
     ],

@@ -18,6 +18,7 @@ from invocations_app.lifespan.collector import Collector
 from invocations_app.lifespan.signals import SignalChain
 from invocations_app.runs.host import get_host
 from invocations_app.storage import database
+from invocations_app.targets import telemetry
 from invocations_app.views import checking
 
 logger = logging.getLogger("invocations_app.lifespan")
@@ -57,6 +58,8 @@ class Process:
             freeze=host.gc_freeze, defer_seconds=host.gc_defer_seconds, is_busy=lambda: bool(self._host.live)
         )
         self._collector.start()
+        if host.telemetry_rests:
+            telemetry.switch.watch()
         return None
 
     async def stop(self, *, is_cut: bool) -> str | None:
@@ -78,6 +81,7 @@ class Process:
             return str(failure)
         finally:
             self._signals.restore()
+            telemetry.switch.release()
             await _leave_targets()
             await asyncio.to_thread(_close_database)
         return None

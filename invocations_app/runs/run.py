@@ -59,7 +59,7 @@ from invocations_app.storage.handover import Taken
 from invocations_app.storage.invocations import StoredInvocation
 from invocations_app.storage.steps import Steps
 from invocations_app.storage.turns import Handed, Turn, Waiting
-from invocations_app.targets import ResolvedTarget
+from invocations_app.targets import ResolvedTarget, telemetry
 
 T = TypeVar("T")
 
@@ -409,6 +409,7 @@ class Run:
     async def _carry_out(self, work: Work, turn: Turn) -> Result:
         """Run the target within its time."""
         invocation = self.invocation
+        telemetry.switch.match()
         try:
             async with (
                 asyncio.timeout(self.endpoint.run_timeout_seconds) as limit,

@@ -8,6 +8,7 @@ turn at a time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import time
@@ -20,6 +21,7 @@ from django.utils.module_loading import import_string
 
 from invocations_app.conf import EndpointSettings
 from invocations_app.exceptions import TargetUnavailable
+from invocations_app.targets import telemetry
 from invocations_app.targets.kinds import ResolvedTarget, describe, is_context_manager, is_factory
 from invocations_app.targets.workflows import check_twins
 
@@ -62,7 +64,8 @@ class TargetHolder:
         try:
             state = self._load()
             if self._is_fresh:
-                built = await state.get_target()
+                with telemetry.switch.awake():
+                    built = await state.get_target()
                 if isinstance(built, Workflow) and not self._builds_workflows:
                     await self._expect_workflows(built)
                 fresh = describe(self.endpoint, built, owned=True)
@@ -113,7 +116,8 @@ class TargetHolder:
 
     def _load(self) -> AgentState[Any] | WorkflowState[Any]:
         if self._state is None:
-            found = import_string(self.endpoint.target)
+            with telemetry.switch.awake():
+                found = import_string(self.endpoint.target)
             # An instance that can be called would be taken for a factory upstream.
             source: Callable[[], Any] = found if is_factory(found) else lambda: found
             self._is_fresh = is_factory(found) and not self.endpoint.cache_target
@@ -127,7 +131,9 @@ class TargetHolder:
             UnstableWorkflow: If they are not alike, or share something.
         """
         state: WorkflowState[Any] = WorkflowState(import_string(self.endpoint.target), cache_target=False)
-        check_twins(built, await state.get_target())
+        with telemetry.switch.awake():
+            twin = await state.get_target()
+        check_twins(built, twin)
         self._state = state
         self._is_fresh = self._builds_workflows = True
 
@@ -149,7 +155,8 @@ class TargetHolder:
         All in one task, as context managers over anyio demand.
         """
         try:
-            built = await state.get_target()
+            with telemetry.switch.awake():
+                built = await state.get_target()
             if isinstance(built, Workflow) and is_factory(import_string(self.endpoint.target)):
                 await self._expect_workflows(built)
                 outcome.set_result(None)
@@ -158,7 +165,10 @@ class TargetHolder:
             if not is_context_manager(resolved.target):
                 self._keep(resolved, outcome)
                 return
-            async with resolved.target:
+            async with contextlib.AsyncExitStack() as stack:
+                # It may make tools of its own then, as one does that asks an MCP server for them.
+                with telemetry.switch.awake():
+                    await stack.enter_async_context(resolved.target)
                 self._keep(resolved, outcome)
                 await self._stop.wait()
         except Exception as error:
