@@ -288,6 +288,11 @@ class EndpointSettings:
         return hash((self.alias, self.target))
 
     @property
+    def has_hooks(self) -> bool:
+        """Whether there is any hook."""
+        return not (self.run_hook is self.response_hook is self.stream_transform_hook is None)
+
+    @property
     def shows_errors(self) -> bool:
         """Whether an exception's own text is shown to callers."""
         return settings.DEBUG if self.expose_errors is None else self.expose_errors

@@ -7,12 +7,13 @@ it out. It holds no request, no settings and no model.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
+
+from invocations_app import json_text
 
 DialectName: TypeAlias = Literal["channel", "platform"]
 SessionMode: TypeAlias = Literal["auto", "required", "disabled"]
@@ -23,7 +24,7 @@ INVOCATION_ID_HEADER = "x-agent-invocation-id"
 SESSION_ID_HEADER = "x-agent-session-id"
 
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._:-]{1,256}")
-_sorted = json.JSONEncoder(sort_keys=True)
+_sorted = json_text.encoder(sort_keys=True)
 _RESERVED_IDS = frozenset({"invoke", "docs", "sessions", ".", ".."})
 
 
@@ -129,5 +130,5 @@ def fingerprint(endpoint: str, dialect: str, session_id: str | None, body: Mappi
         64 hexadecimal digits.
     """
     counted = {key: value for key, value in body.items() if key not in {"stream", "background"}}
-    text = _sorted.encode([endpoint, dialect, session_id or None, counted])
+    text = _sorted([endpoint, dialect, session_id or None, counted])
     return hashlib.sha256(text.encode("ascii")).hexdigest()

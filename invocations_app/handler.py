@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import io
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, iscoroutinefunction, sync_to_async
 from django.conf import settings
@@ -45,9 +46,9 @@ DEFAULT_MIDDLEWARE = (
 )
 
 _WATCH_SECONDS = 0.05
-# Where a scope carries what its path was resolved to.
+# Where a scope carries what its path was resolved to, and below which prefix.
 _MATCH = "invocations_app.match"
-_matches: WeakKeyDictionary[URLResolver, dict[str, ResolverMatch]] = WeakKeyDictionary()
+_PREFIX = "invocations_app.prefix"
 
 
 class InvocationsHandler(ASGIHandler):
@@ -62,6 +63,7 @@ class InvocationsHandler(ASGIHandler):
 
     def __init__(self, middleware: Sequence[str] = DEFAULT_MIDDLEWARE) -> None:
         self._paths = tuple(middleware)
+        self._watches = _Watches()
         super().__init__()
 
     def load_middleware(self, is_async: bool = True) -> None:
@@ -113,6 +115,7 @@ class InvocationsHandler(ASGIHandler):
         except RequestAborted:
             return
         watch = _Watch(receive)
+        self._watches.start_later(watch)
         try:
             await self._respond(scope, body, send)
         except asyncio.CancelledError:
@@ -122,12 +125,13 @@ class InvocationsHandler(ASGIHandler):
             watch.end()
 
     async def _respond(self, scope: Any, body: io.BytesIO, send: Any) -> None:
-        set_script_prefix(get_script_prefix(scope))
+        set_script_prefix(scope[_PREFIX] if _PREFIX in scope else get_script_prefix(scope))
         request, refused = self.create_request(scope, body)
         response: Any = refused
         closers: list[Callable[[], None]] = [body.close]
         if request is not None:
-            set_urlconf(None)
+            # As Django does; to unset one that is not set takes three times as long.
+            set_urlconf(settings.ROOT_URLCONF)
             response = await self._answer(request)
             closers.insert(0, request.close)
         try:
@@ -205,15 +209,18 @@ def _layer(path: str, chain: Any) -> Any:
 class _Watch:
     """Cancels the request's task when its client leaves."""
 
+    __slots__ = ("_has_left", "_receive", "_request", "_task", "is_over")
+
     def __init__(self, receive: Any) -> None:
+        self.is_over = False
         self._receive = receive
         self._request = asyncio.current_task()
         self._task: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(_WATCH_SECONDS, self._start)
         self._has_left = False
 
-    def _start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._wait())
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to watch."""
+        self._task = loop.create_task(self._wait())
 
     async def _wait(self) -> None:
         message = await self._receive()
@@ -226,9 +233,42 @@ class _Watch:
         return self._has_left and self._request is not None and self._request.uncancel() == 0
 
     def end(self) -> None:
-        self._timer.cancel()
+        """Stop watching; most have not begun by then."""
+        self.is_over = True
         if self._task is not None:
             self._task.cancel()
+
+
+class _Watches:
+    """Those that wait to begin: one timer for all of them, as most are over before it comes."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._young: deque[tuple[float, _Watch]] = deque()
+
+    def start_later(self, watch: _Watch) -> None:
+        """Have a watch begin after 50 ms, if it is not over by then."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            # The other one, if it still runs, knows its own.
+            self._loop, self._young = loop, deque()
+        young = self._young
+        young.append((loop.time() + _WATCH_SECONDS, watch))
+        if len(young) == 1:
+            self._call_later(loop, young, _WATCH_SECONDS)
+
+    def _call_later(self, loop: asyncio.AbstractEventLoop, young: deque[tuple[float, _Watch]], seconds: float) -> None:
+        # Not in the context of the request that happens to be the first.
+        loop.call_later(seconds, self._start_due, loop, young, context=contextvars.Context())
+
+    def _start_due(self, loop: asyncio.AbstractEventLoop, young: deque[tuple[float, _Watch]]) -> None:
+        now = loop.time()
+        while young and (young[0][1].is_over or young[0][0] <= now):
+            _, watch = young.popleft()
+            if not watch.is_over:
+                watch.start(loop)
+        if young:
+            self._call_later(loop, young, young[0][0] - now)
 
 
 async def _read_body(receive: Any) -> io.BytesIO:
@@ -255,28 +295,42 @@ def by_path(django: ASGIApplication, invocations: ASGIApplication | None = None)
     own = InvocationsHandler() if invocations is None else invocations
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        match = _resolve(scope) if scope["type"] == "http" else None
-        if match is None:
-            await django(scope, receive, send)
-        else:
-            await own({**scope, _MATCH: match}, receive, send)
+        if scope["type"] == "http":
+            prefix = get_script_prefix(scope)
+            match = matches.find(scope["path"].removeprefix(prefix))
+            if match is not None:
+                await own({**scope, _MATCH: match, _PREFIX: prefix}, receive, send)
+                return
+        await django(scope, receive, send)
 
+    matches = _Matches()
     return application
 
 
-def _resolve(scope: Any) -> ResolverMatch | None:
-    """Return the match of a path that belongs to a view of an endpoint, and to nobody else's below its path."""
-    path = scope["path"].removeprefix(get_script_prefix(scope))
-    resolver = get_resolver(settings.ROOT_URLCONF)
-    # Where Django forgets its resolvers, it forgets what they found too.
-    known = _matches.setdefault(resolver, {})
-    match = known.get(path)
-    if match is None:
-        match = _match(resolver, path)
-        if match is not None and not match.kwargs:
-            # The endpoints' own paths, of which there are a few: those with an id in them are without number.
-            known[path] = match
-    return match
+class _Matches:
+    """What the endpoints' own paths were resolved to."""
+
+    def __init__(self) -> None:
+        self._resolver: URLResolver | None = None
+        self._known: dict[str, ResolverMatch] = {}
+
+    def find(self, path: str) -> ResolverMatch | None:
+        """Return the match of a path that belongs to a view of an endpoint, and to nobody else's below its path.
+
+        Args:
+            path: The path below the script's prefix.
+        """
+        resolver = get_resolver(settings.ROOT_URLCONF)
+        if resolver is not self._resolver:
+            # Where Django forgets its resolvers, what they found is forgotten too.
+            self._resolver, self._known = resolver, {}
+        match = self._known.get(path)
+        if match is None:
+            match = _match(resolver, path)
+            if match is not None and not match.kwargs:
+                # These are a few: those with an id in them are without number.
+                self._known[path] = match
+        return match
 
 
 def _match(resolver: URLResolver, path: str) -> ResolverMatch | None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 import re
-import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from agent_framework import Content, Message
 
 from invocations_app.dialects.strict_json import has_surrogates
+from invocations_app.entropy import random_hex
 from invocations_app.envelope import DialectName
 
 HOSTING_PROPERTY = "hosting"
@@ -185,7 +185,7 @@ def stamp_messages(messages: Sequence[Message], endpoint: str, dialect: DialectN
         stamp = type(message).__new__(type(message))
         stamp.__dict__.update(message.__dict__)
         stamp.contents = list(message.contents)
-        stamp.message_id = message.message_id or secrets.token_hex(16)
+        stamp.message_id = message.message_id or random_hex()
         stamp.additional_properties = {
             key: dict(value) if isinstance(value, Mapping) else value
             for key, value in message.additional_properties.items()

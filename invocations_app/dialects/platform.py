@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from invocations_app import sse
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects import parsing, request, strict_json
 from invocations_app.dialects.parsing import FieldError
+from invocations_app.entropy import new_uuid
 from invocations_app.envelope import DialectName, Invocation, ParsedRequest, TargetKind, fingerprint, is_well_formed_id
 from invocations_app.events import Answer, Done, Event, Failed, Output, RequestInfo, TextDelta, workflow_frame
 from invocations_app.exceptions import AwaitingResponses, InvocationError, MalformedInvocation, ResponsesMismatch
@@ -110,7 +110,7 @@ def _read_session_id(query: Mapping[str, str]) -> tuple[str, str | None, str | N
     session_id = given or os.environ.get(SESSION_VARIABLE, "")
     if is_well_formed_id(session_id):
         return session_id, given or None, None
-    generated = str(uuid.uuid4())
+    generated = new_uuid()
     return generated, None, generated
 
 

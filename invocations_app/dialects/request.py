@@ -5,7 +5,6 @@ The order of the rules and the texts of refusals are left to the dialects.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from agent_framework import Message
 
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects import parsing, strict_json
+from invocations_app.entropy import new_uuid
 from invocations_app.envelope import INVOCATION_ID_HEADER, DialectName, TargetKind, is_well_formed_id
 
 #: The fields of which a body has one.
@@ -29,7 +29,7 @@ def invocation_id_of(headers: Mapping[str, str]) -> tuple[str, bool]:
         The header's value where it is well formed, else a new UUID.
     """
     given = headers.get(INVOCATION_ID_HEADER, "")
-    return (given, True) if is_well_formed_id(given) else (str(uuid.uuid4()), False)
+    return (given, True) if is_well_formed_id(given) else (new_uuid(), False)
 
 
 def clash_of(body: Mapping[str, Any]) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any, NoReturn
 
+from invocations_app import json_text
 from invocations_app.sse import replace_surrogates
 
 MAX_DEPTH = 100
@@ -50,7 +51,7 @@ def _constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+_compact = json_text.encoder(ensure_ascii=False, allow_nan=False, compact=True)
 _decoder = json.JSONDecoder(parse_int=_integer, parse_float=_float, parse_constant=_constant)
 
 
@@ -125,4 +126,4 @@ def dump_compact(value: Mapping[str, Any]) -> str:
     Raises:
         ValueError: If a number in it is not finite.
     """
-    return replace_surrogates(_compact.encode(value))
+    return replace_surrogates(_compact(value))

@@ -13,14 +13,12 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 from asgiref.sync import ThreadSensitiveContext
-from django.utils import timezone
 
 from invocations_app import conf, delivery, hooks, isolation, targets
 from invocations_app.conf import EndpointSettings
@@ -48,6 +46,7 @@ from invocations_app.runs import foundry, parcel, provider_context, tasks_api, w
 from invocations_app.runs.agent import Result
 from invocations_app.runs.executor import RunExecutor
 from invocations_app.runs.host import FLUSH_EVENTS, get_host
+from invocations_app.runs.limit import Limit
 from invocations_app.runs.settle import settle, whole
 from invocations_app.runs.tape import Tape
 from invocations_app.runs.work import Work, work_of
@@ -225,8 +224,7 @@ class Run:
         try:
             stored = await self._look_up()
             if stored is None:
-                async with AsyncExitStack() as stack:
-                    stored = await self._turn(stack)
+                stored = await self._resolve_and_turn()
             if stored is not None:
                 self._over = True
                 self._start(stored)
@@ -260,14 +258,26 @@ class Run:
             raise InvocationIdReused
         return stored
 
-    async def _turn(self, stack: AsyncExitStack) -> StoredInvocation | None:
+    async def _resolve_and_turn(self) -> StoredInvocation | None:
+        """Resolve the target, and enter it where it is the run's own."""
+        resolved = await targets.resolve(self.endpoint)
+        self._work = work = work_of(self.endpoint, resolved)
+        if self._request.taken is None:
+            self.invocation = work.read(self._request.parsed)
+        if not resolved.owned:
+            return await self._turn(work, resolved)
+        async with targets.entered(resolved):
+            return await self._turn(work, resolved)
+
+    async def _turn(self, work: Work, resolved: ResolvedTarget) -> StoredInvocation | None:
         """Prepare the turn, carry it out and commit it."""
         taken = self._request.taken
         if taken is None:
-            work = await self._prepare(stack)
+            await self._prepare(work, resolved)
             begun = await self._begin(work)
         else:
-            work = await self._take_over(stack)
+            # What a worker does again of what came before the record.
+            self.invocation = work.fit(self.invocation)
             begun = turns.resume(self._turn_request(work), taken.record_pk, taken.session_pk)
         if isinstance(begun, StoredInvocation):
             return self._same(begun)
@@ -284,23 +294,11 @@ class Run:
         self._end(Done(answer))
         return None
 
-    async def _take_over(self, stack: AsyncExitStack) -> Work:
-        """Do what a worker does again of what came before the record."""
-        resolved = await targets.resolve(self.endpoint)
-        self._work = work = work_of(self.endpoint, resolved)
-        await stack.enter_async_context(targets.entered(resolved))
-        self.invocation = work.fit(self.invocation)
-        return work
-
-    async def _prepare(self, stack: AsyncExitStack) -> Work:
+    async def _prepare(self, work: Work, resolved: ResolvedTarget) -> None:
         """Do what comes before the record: what fails here leaves no trace."""
         endpoint = self.endpoint
-        resolved = await targets.resolve(endpoint)
-        self._work = work = work_of(endpoint, resolved)
-        self.invocation = work.read(self._request.parsed)
-        target = await stack.enter_async_context(targets.entered(resolved))
         self.invocation = await hooks.apply_run_hook(
-            endpoint, self.invocation, target=target, request=self._request.request
+            endpoint, self.invocation, target=resolved.target, request=self._request.request
         )
         fitted = work.fit(self.invocation)
         if self._tasks_backend is None:
@@ -315,7 +313,6 @@ class Run:
         if (invocation.stream or invocation.is_acknowledged) and not self._request.can_stream:
             raise StreamsNeedAsgi
         self._host.admit(self, is_run_here=self._tasks_backend is None)
-        return work
 
     def _fit_options(self, invocation: Invocation, resolved: ResolvedTarget) -> Invocation:
         if not invocation.options or resolved.takes_options:
@@ -346,7 +343,7 @@ class Run:
             with_checkpoint=work is not None and work.with_checkpoint,
             handed_input=parcel.pack(self.invocation, self._request.keys) if is_handed else "",
             is_unknown=turns.can_nobody_ask(self.invocation, id_given=self._request.parsed.id_given),
-            begun_at=timezone.now() if taken is None else taken.begun_at,
+            begun_at=datetime.now(UTC) if taken is None else taken.begun_at,
         )
 
     async def _begin(self, work: Work) -> turns.Begun:
@@ -410,18 +407,17 @@ class Run:
         """Run the target within its time."""
         invocation = self.invocation
         telemetry.switch.match()
+        limit = Limit(self.endpoint.run_timeout_seconds)
         try:
-            async with (
-                asyncio.timeout(self.endpoint.run_timeout_seconds) as limit,
-                provider_context.bound(
-                    work.agents, invocation.id, lambda: invocations.previous_id(turn.session_pk, turn.record_pk)
-                ),
+            async with provider_context.bound(
+                work.agents, invocation.id, lambda: invocations.previous_id(turn.session_pk, turn.record_pk)
             ):
                 result = await work.run(invocation, turn, self._publish)
-        except TimeoutError as error:
-            if limit.expired():
+        except BaseException as error:
+            if limit.end() and isinstance(error, asyncio.CancelledError):
                 raise RunTimedOut from error
             raise
+        limit.end()
         self._note_first_byte()
         if result.pending and turn.session is None:
             # Nobody could answer it later.
@@ -430,16 +426,16 @@ class Run:
 
     def _note_first_byte(self) -> None:
         if self._first_byte_at is None:
-            self._first_byte_at = timezone.now()
+            self._first_byte_at = datetime.now(UTC)
 
     async def _publish(self, event: Event) -> None:
         """Put an event on the tape; that of a plain run is told from its answer, at its end."""
         if isinstance(event, StepTaken):
-            self._steps.take(event.kind, event.name, timezone.now() if event.is_timed else None)
+            self._steps.take(event.kind, event.name, datetime.now(UTC) if event.is_timed else None)
             return
         first = self._first_byte_at is None
         if first:
-            self._first_byte_at = timezone.now()
+            self._first_byte_at = datetime.now(UTC)
         if not self.invocation.stream:
             return
         tape = self.tape

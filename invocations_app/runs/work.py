@@ -129,8 +129,12 @@ class AgentWork:
 
     async def run(self, invocation: Invocation, turn: Turn, publish: Publish) -> Result:
         """Run the agent, on the working copy of its session."""
-        answered = () if turn.session is None else turn.session.answered
-        messages = messages_of(self._resolved.target, invocation, answered)
+        if invocation.responses is None and not self._endpoint.has_hooks:
+            # Nobody else has ever seen them, so they need no further copies.
+            messages = invocation.input
+        else:
+            answered = () if turn.session is None else turn.session.answered
+            messages = messages_of(self._resolved.target, invocation, answered)
         session = None if self._session is None else self._session.session
         return await run_agent(self._endpoint, self._resolved, invocation, messages, session, publish)
 

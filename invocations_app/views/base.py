@@ -124,6 +124,10 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf is not typed
         self.check_permissions(request)
         self.check_throttles(request)
 
+    def get_parsers(self) -> list[Any]:
+        """Return none: the body counts as parsed."""
+        return []
+
     def get_authenticators(self) -> list[Any]:
         """Return the endpoint's authentication, or DRF's."""
         return _instances(self.endpoint.authentication_classes, self.authentication_classes)
