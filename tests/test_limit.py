@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -69,9 +70,7 @@ async def test_a_cancellation_by_others_beside_the_limits_goes_on() -> None:
 
 async def test_work_that_ends_well_in_spite_of_the_limit_leaves_no_cancellation_behind() -> None:
     limit = Limit(0.01)
-    try:
+    with contextlib.suppress(asyncio.CancelledError):
         await asyncio.sleep(5)
-    except asyncio.CancelledError:
-        pass
     limit.end()
     await asyncio.sleep(0)
