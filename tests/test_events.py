@@ -13,8 +13,8 @@ from django.test import AsyncClient, Client
 from django.utils import timezone
 
 from invocations_app.models import EventRecord, InvocationRecord
-from invocations_app.runs.host import FLUSH_EVENTS, get_host, live_runs
-from invocations_app.runs.tape import HIGH_WATER
+from invocations_app.runs.host import get_host, live_runs
+from invocations_app.runs.tape import FLUSH_EVENTS, HIGH_WATER
 from invocations_app.storage import event_log, leases
 from tests import fakes
 from tests.client import endpoint, rows

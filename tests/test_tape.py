@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 
 import pytest
 
-from invocations_app.runs.tape import CHUNK_BYTES, HIGH_WATER, HIGH_WATER_BYTES, LOG_HIGH_WATER, Place, Tape
+from invocations_app.runs.tape import (
+    CHUNK_BYTES,
+    FLUSH_EVENTS,
+    HIGH_WATER,
+    HIGH_WATER_BYTES,
+    LOG_HIGH_WATER,
+    Place,
+    Tape,
+)
 
 
 def frames(*numbers: int) -> list[bytes]:
@@ -113,12 +122,34 @@ async def test_end_wakes_all_and_gives_the_last_event_to_the_holder() -> None:
     await asyncio.wait_for(places[0].wait(), 1)
 
 
-def test_nothing_written_wakes_nobody() -> None:
+async def test_nothing_written_wakes_nobody() -> None:
+    tape = Tape()
+    waiting = asyncio.create_task(tape.hold().wait())
+    assert await is_waiting(waiting)
+    assert not tape.append([])
+    assert await is_waiting(waiting)
+    assert tape.last == 0
+
+
+async def test_reader_whose_wait_was_cancelled_waits_again() -> None:
     tape = Tape()
     place = tape.hold()
-    tape.append([])
-    assert not place.news.is_set()
-    assert tape.last == 0
+    given_up = asyncio.create_task(place.wait())
+    assert await is_waiting(given_up)
+    given_up.cancel()
+    waiting = asyncio.create_task(place.wait())
+    assert await is_waiting(waiting)
+    tape.append(frames(1))
+    await asyncio.wait_for(waiting, 1)
+    assert place.take() == frames(1)
+
+
+async def test_news_wake_every_reader_who_waits() -> None:
+    tape = Tape()
+    waiting = [asyncio.create_task(place.wait()) for place in (tape.hold(), tape.hold(), tape.follow(0))]
+    await asyncio.sleep(0.01)
+    tape.append(frames(1))
+    await asyncio.wait_for(asyncio.gather(*waiting), 1)
 
 
 # What is kept
@@ -251,6 +282,44 @@ async def test_writer_does_not_wait_for_followers() -> None:
     tape.follow(0)
     tape.append(frames(*range(2 * HIGH_WATER)))
     await asyncio.wait_for(tape.room(), 1)
+
+
+def test_writer_is_told_when_somebody_is_behind() -> None:
+    tape = Tape()
+    place = tape.hold()
+    assert not tape.append(frames(*range(FLUSH_EVENTS - 1)))
+    assert not tape.is_log_due
+    assert tape.append(frames(FLUSH_EVENTS))
+    assert (tape.is_log_due, tape.is_full) == (True, True)
+    tape.mark_logged(FLUSH_EVENTS)
+    assert tape.append(frames(1))
+    assert (tape.is_log_due, tape.is_full) == (False, True)
+    place.take()
+    assert not tape.append(frames(1))
+    assert tape.append([b"x" * HIGH_WATER_BYTES])
+    assert tape.is_full
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nobody_is_ever_behind_without_the_writer_being_told(seed: int) -> None:
+    chance = random.Random(seed)
+    tape = Tape()
+    places = [tape.hold()]
+    for _ in range(2000):
+        told = tape.append([b"x" * chance.choice([20, 20, 20, HIGH_WATER_BYTES // 20])] * chance.randrange(6))
+        assert told or not (tape.is_log_due or tape.is_full)
+        deed = chance.randrange(60)
+        if deed < 10 and places:
+            chance.choice(places).take()
+        elif deed == 10:
+            places.append(tape.hold())
+        elif deed == 11 and len(places) > 1:
+            tape.release(places.pop())
+        elif deed == 12 and tape.unlogged:
+            first, unlogged = tape.to_log()
+            tape.mark_logged(first + chance.randrange(len(unlogged)))
+    tape.mark_logged(None)
+    assert tape.append(frames(*range(HIGH_WATER)))
 
 
 @pytest.mark.parametrize("logged", [1, None])

@@ -23,6 +23,7 @@ from invocations_app.dialects.parsing import stamp_messages
 from invocations_app.envelope import Invocation
 from invocations_app.events import Event, RequestInfo, StepTaken, TextDelta
 from invocations_app.pending import PendingRequest, from_content, reply_messages, tools_asked_for
+from invocations_app.runs.tape import AT_ONCE
 from invocations_app.storage.checkpoints import EncodedCheckpoint
 from invocations_app.targets import ResolvedTarget
 
@@ -121,21 +122,28 @@ async def _run_streamed(endpoint: EndpointSettings, stream: Any, invocation: Inv
     calls = _Calls(publish, is_timed=True)
     is_hooked = endpoint.stream_transform_hook is not None
     try:
-        breath = time.monotonic()
+        breath = time.monotonic() + _BREATH_SECONDS
         async for update in stream:
-            for content in update.contents:
-                if content.type in _CALLS:
-                    await calls.tell(content)
-            changed: Any = update
-            if is_hooked:
-                changed = await hooks.apply_stream_transform_hook(endpoint, update, invocation=invocation)
-            text = "" if changed is None else _join(changed.contents)
+            contents = update.contents
+            if not is_hooked and isinstance(contents, list) and len(contents) == 1 and contents[0].type == "text":
+                # A piece of text and nothing else, of which a stream has many.
+                text = contents[0].text
+            else:
+                for content in contents:
+                    if content.type in _CALLS:
+                        await calls.tell(content)
+                changed: Any = update
+                if is_hooked:
+                    changed = await hooks.apply_stream_transform_hook(endpoint, update, invocation=invocation)
+                text = "" if changed is None else _join(changed.contents)
             if text:
                 pieces.append(text)
-                await publish(TextDelta(text))
-            if time.monotonic() - breath > _BREATH_SECONDS:
+                published = publish(TextDelta(text))
+                if published is not AT_ONCE:
+                    await published
+            if time.monotonic() > breath:
                 await asyncio.sleep(0)
-                breath = time.monotonic()
+                breath = time.monotonic() + _BREATH_SECONDS
         finalize = getattr(stream, "get_final_response", None)
         final = await finalize() if finalize is not None else None
     except BaseException as error:
@@ -258,7 +266,7 @@ def text_of(messages: Iterable[Any]) -> str:
 
 def _join(contents: Iterable[Any]) -> str:
     if isinstance(contents, list) and len(contents) == 1:
-        # A piece of a stream, of which there are many.
+        # As almost all of them.
         (content,) = contents
         return content.text or "" if content.type == "text" else ""
     return "".join(content.text for content in contents if content.type == "text" and content.text)

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("invocations_app.runs")
 
-#: Wire events of one run that are written to the log without waiting for the interval.
-FLUSH_EVENTS = 256
 # A cancellation asked for in another process is heard of within this time.
 _LOOK_SECONDS = 0.5
 # A lease is renewed this many times before it would expire.
@@ -240,7 +238,7 @@ class Host:
             for run in runs.values():
                 run.ending.release()
         self._drop(batch.record_pk for batch in batches if batch.record_pk not in held)
-        return any(runs[pk].tape.unlogged >= FLUSH_EVENTS for pk in held)
+        return any(runs[pk].tape.is_log_due for pk in held)
 
     async def _hear(self) -> None:
         """Renew the leases when it is time, and hear who was cancelled or taken over."""

@@ -45,10 +45,10 @@ from invocations_app.isolation import RequestKeys, Scope
 from invocations_app.runs import foundry, parcel, provider_context, tasks_api, waiting
 from invocations_app.runs.agent import Result
 from invocations_app.runs.executor import RunExecutor
-from invocations_app.runs.host import FLUSH_EVENTS, get_host
+from invocations_app.runs.host import get_host
 from invocations_app.runs.limit import Limit
 from invocations_app.runs.settle import settle, whole
-from invocations_app.runs.tape import Tape
+from invocations_app.runs.tape import AT_ONCE, Tape
 from invocations_app.runs.work import Work, work_of
 from invocations_app.storage import database, groups, handover, invocations, turns
 from invocations_app.storage.correlation import new_correlation_id
@@ -428,24 +428,27 @@ class Run:
         if self._first_byte_at is None:
             self._first_byte_at = datetime.now(UTC)
 
-    async def _publish(self, event: Event) -> None:
-        """Put an event on the tape; that of a plain run is told from its answer, at its end."""
+    def _publish(self, event: Event) -> Awaitable[None]:
+        """Put an event on the tape; that of a plain run is told from its answer, at its end.
+
+        Returns:
+            What to wait for before the next one; `AT_ONCE` for nothing: a stream has many, and a coroutine is dear.
+        """
         if isinstance(event, StepTaken):
             self._steps.take(event.kind, event.name, datetime.now(UTC) if event.is_timed else None)
-            return
+            return AT_ONCE
         first = self._first_byte_at is None
         if first:
             self._first_byte_at = datetime.now(UTC)
         if not self.invocation.stream:
-            return
+            return AT_ONCE
         tape = self.tape
-        tape.append(self._encoder.encode(event))
-        if tape.unlogged >= FLUSH_EVENTS:
+        is_ahead = tape.append(self._encoder.encode(event))
+        if is_ahead and tape.is_log_due:
             self._host.flush_soon()
         if first:
-            await _give_way(tape)
-        if tape.is_full:
-            await tape.room()
+            return _give_way(tape)
+        return tape.room() if is_ahead and tape.is_full else AT_ONCE
 
     async def _commit(self, turn: Turn, answer: Answer, change: SessionChange | None) -> None:
         """Write everything in one transaction, which a cancellation does not cut."""
@@ -563,8 +566,9 @@ async def _give_way(tape: Tape) -> None:
     """Let the first reader have the first event before the target goes on: it may keep the loop to itself."""
     for _ in range(_FIRST_STEPS):
         if not tape.is_unread:
-            return
+            break
         await asyncio.sleep(0)
+    await tape.room()
 
 
 def _as_invocation_error(error: BaseException) -> InvocationError:

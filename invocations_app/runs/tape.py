@@ -9,9 +9,10 @@ that the last one leaves, is decided by the run.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from itertools import islice
+from collections.abc import Awaitable, Generator
 
+#: Wire events that wait for the log from which on it is written to at once.
+FLUSH_EVENTS = 256
 #: Wire events that the first reader may be behind before the run waits for it.
 HIGH_WATER = 256
 #: Bytes of them, whichever is reached first.
@@ -22,43 +23,76 @@ LOG_HIGH_WATER = 1024
 CHUNK_BYTES = 32 * 1024
 
 
+class _AtOnce:
+    """Waits for nothing."""
+
+    def __await__(self) -> Generator[None]:
+        return
+        yield
+
+
+#: What a writer waits for that need not wait; known by its identity, it need not even be asked.
+AT_ONCE: Awaitable[None] = _AtOnce()
+
+
 class Tape:
-    """Wire events, numbered from 1, kept until the readers that hold it and the log have them."""
+    """Wire events, numbered from 1, kept until the readers that hold it and the log have them.
+
+    Attributes:
+        last: Number of the last event written; 0 for none.
+        dropped: Number of the last event that is gone from here; 0 for none.
+        written_bytes: Bytes of all events written.
+        closed: Whether nothing follows but the last event.
+        final: That one, once it is closed.
+    """
 
     def __init__(self) -> None:
-        self._frames: deque[bytes] = deque()
+        self._frames: list[bytes] = []
         self._holders: set[Place] = set()
         self._followers: set[Place] = set()
+        self._waiting: set[Place] = set()
         self._room = asyncio.Event()
         self._logged: int | None = 0
+        # Short of these nobody is far behind, so that the writer need not look at each of them at every event.
+        self._look_at = min(HIGH_WATER, FLUSH_EVENTS)
+        self._look_at_bytes = HIGH_WATER_BYTES
+        self.last = 0
         self.dropped = 0
         self.written_bytes = 0
         self.closed = False
         self.final = b""
 
     @property
-    def last(self) -> int:
-        """Number of the last event written; 0 for none."""
-        return self.dropped + len(self._frames)
-
-    @property
     def unlogged(self) -> int:
         """Number of events that are not in the log."""
         return 0 if self._logged is None else self.last - self._logged
 
-    def append(self, frames: list[bytes]) -> None:
-        """Write wire events and wake the readers.
+    @property
+    def is_log_due(self) -> bool:
+        """Whether so many events are not in the log that it is to be written without waiting for the interval."""
+        return self.unlogged >= FLUSH_EVENTS
+
+    def append(self, frames: list[bytes]) -> bool:
+        """Write wire events and wake the readers who wait.
 
         Args:
             frames: The events, each whole.
+
+        Returns:
+            Whether somebody may be behind: only then `is_log_due` or `is_full` can be true.
         """
-        if frames:
-            self._frames.extend(frames)
-            self.written_bytes += sum(map(len, frames))
-            if self._logged is None and not self._holders:
-                # Nobody needs them.
-                self._trim()
+        for frame in frames:
+            self._frames.append(frame)
+            self.last += 1
+            self.written_bytes += len(frame)
+        if self._waiting and frames:
             self._wake()
+        if self.last < self._look_at and self.written_bytes < self._look_at_bytes:
+            return False
+        if self._logged is None and not self._holders:
+            # Nobody needs them.
+            self._trim()
+        return True
 
     def close(self, final: list[bytes]) -> None:
         """Say that nothing follows but the last event.
@@ -79,11 +113,10 @@ class Tape:
     @property
     def is_full(self) -> bool:
         """Whether a reader that holds the tape, or the log, is too far behind."""
-        last = self.dropped + len(self._frames)
-        if self._logged is not None and last - self._logged >= LOG_HIGH_WATER:
+        if self._logged is not None and self.last - self._logged >= LOG_HIGH_WATER:
             return True
         for place in self._holders:
-            behind = last - place.position
+            behind = self.last - place.position
             if behind >= HIGH_WATER or self.written_bytes - place.taken_bytes >= HIGH_WATER_BYTES:
                 return True
         return False
@@ -97,6 +130,7 @@ class Tape:
         """Return a place at the start whose reader the writer waits for."""
         place = Place(self, self.dropped)
         self._holders.add(place)
+        self._trim()
         return place
 
     def follow(self, after: int) -> Place:
@@ -117,6 +151,7 @@ class Tape:
         """
         self._holders.discard(place)
         self._followers.discard(place)
+        self._waiting.discard(place)
         self._trim()
 
     def frames_after(self, after: int, size: int = CHUNK_BYTES) -> list[bytes] | None:
@@ -131,19 +166,20 @@ class Tape:
         """
         if after < self.dropped:
             return None
-        taken: list[bytes] = []
-        for frame in islice(self._frames, after - self.dropped, None):
-            taken.append(frame)
-            size -= len(frame)
-            if size <= 0:
-                break
-        return taken
+        frames = self._frames[after - self.dropped :]
+        if sum(map(len, frames)) <= size:
+            return frames
+        count = 0
+        while size > 0:
+            size -= len(frames[count])
+            count += 1
+        return frames[:count]
 
     def to_log(self) -> tuple[int, tuple[bytes, ...]]:
         """Return the number of the first event that is not in the log, and all from it on."""
         if self._logged is None:
             return self.last + 1, ()
-        return self._logged + 1, tuple(islice(self._frames, self._logged - self.dropped, None))
+        return self._logged + 1, tuple(self._frames[self._logged - self.dropped :])
 
     def mark_logged(self, number: int | None) -> None:
         """Say up to which event the log is written.
@@ -155,19 +191,25 @@ class Tape:
         self._trim()
 
     def _trim(self) -> None:
-        needed = min((place.position for place in self._holders), default=self.last)
-        if self._logged is not None:
-            needed = min(needed, self._logged)
-        while self.dropped < needed:
-            self._frames.popleft()
-            self.dropped += 1
+        """Let go of what nobody needs any more, and reckon how far the writer may write without a look."""
+        taken, taken_bytes = self.last, self.written_bytes
+        for place in self._holders:
+            taken = min(taken, place.position)
+            taken_bytes = min(taken_bytes, place.taken_bytes)
+        logged = self.last if self._logged is None else self._logged
+        gone = min(taken, logged) - self.dropped
+        if gone > 0:
+            del self._frames[:gone]
+            self.dropped += gone
+        is_needed = self._logged is not None or self._holders
+        self._look_at = min(taken + HIGH_WATER, logged + FLUSH_EVENTS) if is_needed else 0
+        self._look_at_bytes = taken_bytes + HIGH_WATER_BYTES
         self._room.set()
 
     def _wake(self) -> None:
-        for place in self._holders:
-            place.news.set()
-        for place in self._followers:
-            place.news.set()
+        for place in self._waiting:
+            place.wake()
+        self._waiting.clear()
 
 
 class Place:
@@ -176,29 +218,37 @@ class Place:
     Attributes:
         position: Number of the last event taken.
         taken_bytes: Bytes of the events up to it, on a tape that is held from its start.
-        news: Set when something was written, or the tape was closed.
     """
 
-    __slots__ = ("_tape", "news", "position", "taken_bytes")
+    __slots__ = ("_news", "_tape", "position", "taken_bytes")
 
     def __init__(self, tape: Tape, position: int) -> None:
         self._tape = tape
-        self.news = asyncio.Event()
+        self._news: asyncio.Future[None] | None = None
         self.position = position
         self.taken_bytes = 0
 
     def take(self) -> list[bytes] | None:
         """Return what is ready, up to about `CHUNK_BYTES`; None where it is gone from here."""
-        self.news.clear()
-        frames = self._tape.frames_after(self.position)
+        tape = self._tape
+        if self.position >= tape.last:
+            return []
+        frames = tape.frames_after(self.position)
         if frames:
             self.position += len(frames)
-            for frame in frames:
-                self.taken_bytes += len(frame)
-            self._tape._trim()
+            self.taken_bytes += sum(map(len, frames))
+            tape._trim()
         return frames
 
     async def wait(self) -> None:
-        """Wait for something to take or for the end."""
-        if self.position >= self._tape.last and not self._tape.closed:
-            await self.news.wait()
+        """Wait for something to take or for the end; only one may wait at a time."""
+        tape = self._tape
+        if self.position >= tape.last and not tape.closed:
+            self._news = asyncio.get_running_loop().create_future()
+            tape._waiting.add(self)
+            await self._news
+
+    def wake(self) -> None:
+        """Let the one who waits go on."""
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)

@@ -22,6 +22,11 @@ from invocations_app.views.responses import MetaHeaders, invocation_headers, jso
 class InvokeView(InvocationsView):
     """``POST {path}/invoke``: run the target."""
 
+    @property
+    def asks_rest_request(self) -> bool:
+        """Whether the run hook is to have DRF's request: nothing else asks for it."""
+        return self.endpoint.run_hook is not None
+
     async def respond(self, body: bytes, *args: Any, **kwargs: Any) -> HttpResponseBase:
         """Parse the body, start the run and answer, as JSON or as a stream.
 
@@ -35,7 +40,7 @@ class InvokeView(InvocationsView):
             body,
             endpoint=self.endpoint,
             headers=MetaHeaders(request.META),
-            query=request.query_params if request.META.get("QUERY_STRING") else NO_FIELDS,
+            query=request.GET if request.META.get("QUERY_STRING") else NO_FIELDS,
             kind=known_kind(self.endpoint),
         )
         run = start(
