@@ -6,18 +6,22 @@ put together here, at a fraction of its time; all others are left to it.
 
 from __future__ import annotations
 
-import json
+import operator
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from agent_framework import Content, Message
 
-_encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
-_RAW = "raw_representation"
+from invocations_app import json_text
+
+_text_of = json_text.encoder(allow_nan=False, compact=True)
 _PROPERTIES = "additional_properties"
-_MESSAGE_FIELDS = vars(Message("user")).keys()
-# The fields of a content that is a text and no more.
-_TEXT = dict(vars(Content("text", text="")))
-_NO_TEXTS = frozenset({"contents", _PROPERTIES})
+_MESSAGE_FIELDS = len(vars(Message("user")))
+_values_of_message = operator.itemgetter("role", "contents", "author_name", "message_id", _PROPERTIES)
+# The fields of a content that is a text and no more; those of them that are the same in each, and their values.
+_TEXT = vars(Content("text", text=""))
+_values_of_others = operator.itemgetter(*(_TEXT.keys() - {"text", _PROPERTIES, "raw_representation"}))
+_OTHERS = _values_of_others(_TEXT)
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
@@ -30,45 +34,69 @@ def encode_message(message: Message) -> str:
     Raises:
         TypeError: If it holds what JSON cannot.
         ValueError: If it holds a number that is not finite.
+        RecursionError: If it holds a property that is within itself.
     """
-    document = _plain(message) if _IS_AS_KNOWN else None
-    return _encoder.encode(message.to_dict() if document is None else document)
+    text = _plain(message) if _IS_AS_KNOWN else None
+    return _text_of(message.to_dict()) if text is None else text
 
 
-def _plain(message: Message) -> dict[str, Any] | None:
-    """Return what ``to_dict`` gives, for a message of plain texts; None for any other."""
+def _plain(message: Message) -> str | None:
+    """Return the text of what ``to_dict`` gives, for a message of plain texts; None for any other."""
     fields = vars(message)
-    properties = fields.get(_PROPERTIES)
-    if fields.keys() != _MESSAGE_FIELDS or type(message.contents) is not list or not _is_json_object(properties):
+    try:
+        role, contents, author_name, message_id, properties = _values_of_message(fields)
+    except KeyError:
         return None
-    contents = []
-    for content in message.contents:
+    if len(fields) != _MESSAGE_FIELDS or type(role) is not str or type(contents) is not list:
+        return None
+    texts = []
+    for content in contents:
         text = _plain_text(content)
         if text is None:
             return None
-        contents.append(text)
-    document: dict[str, Any] = {"type": "message", "role": message.role, "contents": contents}
-    if message.author_name is not None:
-        document["author_name"] = message.author_name
-    if message.message_id is not None:
-        document["message_id"] = message.message_id
-    document[_PROPERTIES] = properties
-    return document if all(type(document[name]) is str for name in document.keys() - _NO_TEXTS) else None
+        texts.append(text)
+    names = ""
+    if author_name is not None:
+        if type(author_name) is not str:
+            return None
+        names = f',"author_name":{encode_basestring_ascii(author_name)}'
+    if message_id is not None:
+        if type(message_id) is not str:
+            return None
+        names = f'{names},"message_id":{encode_basestring_ascii(message_id)}'
+    properties = _properties(properties)
+    if properties is None:
+        return None
+    role = encode_basestring_ascii(role)
+    return f'{{"type":"message","role":{role},"contents":[{",".join(texts)}]{names},"{_PROPERTIES}":{properties}}}'
 
 
-def _plain_text(content: Any) -> dict[str, Any] | None:
+def _plain_text(content: Any) -> str | None:
     if type(content) is not Content:
         return None
     fields = vars(content)
-    text, properties = fields["text"], fields[_PROPERTIES]
-    of_a_text = {"text": text, _PROPERTIES: properties, _RAW: fields[_RAW]}
-    if fields != _TEXT | of_a_text or type(text) is not str or not _is_json_object(properties):
+    text = fields["text"]
+    if type(text) is not str or len(fields) != len(_TEXT) or _values_of_others(fields) != _OTHERS:
         return None
-    return {"type": "text", "text": text, _PROPERTIES: properties}
+    properties = _properties(fields[_PROPERTIES])
+    if properties is None:
+        return None
+    return f'{{"type":"text","text":{encode_basestring_ascii(text)},"{_PROPERTIES}":{properties}}}'
+
+
+def _properties(value: Any) -> str | None:
+    if not _is_json_object(value):
+        return None
+    return _text_of(value) if value else "{}"
 
 
 def _is_json_object(value: Any) -> bool:
-    return type(value) is dict and all(type(key) is str and _is_json(item) for key, item in value.items())
+    if type(value) is not dict:
+        return False
+    for key, item in value.items():
+        if type(key) is not str or (type(item) not in _SCALARS and not _is_json(item)):
+            return False
+    return True
 
 
 def _is_json(value: Any) -> bool:
@@ -78,4 +106,4 @@ def _is_json(value: Any) -> bool:
 
 # A later framework may write more; then everything is left to it.
 _known = Message("user", [Content("text", text="x")], author_name="a", message_id="m", additional_properties={"k": 1})
-_IS_AS_KNOWN = _plain(_known) == _known.to_dict()
+_IS_AS_KNOWN = _plain(_known) == _text_of(_known.to_dict())

@@ -20,7 +20,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from invocations_app import conf
-from invocations_app.storage.snapshots import Change, History, Known
+from invocations_app.storage.snapshots import Change, History
 
 # Rough sizes of what is kept beside the texts, in bytes: of a session, of a message's text, and of its objects.
 _SESSION_BYTES = 1500
@@ -86,7 +86,7 @@ class SessionKeep:
             session_pk: Primary key of its row.
             opaque_id: What the row says.
             version: The version that the turn has written.
-            change: What it has written. Its session must not be used any more.
+            change: What it has written. Neither it nor its session must be used any more.
 
         Returns:
             The histories for which there is no room any more. To free a long one takes milliseconds, which is left to
@@ -96,15 +96,14 @@ class SessionKeep:
         if not host.session_cache_count or not host.session_cache_bytes:
             self.drop(session_pk)
             return []
-        history, size = _as_read(change.history)
-        size += len(change.state)
+        size = _make_as_read(change.history) + len(change.state)
         now = time.monotonic()
-        self._pop(session_pk)
-        if size > host.session_cache_bytes:
-            return []
         gone = []
         with self._lock:
-            self._kept[session_pk] = _Kept(opaque_id, version, change.state, history, size, now)
+            self._remove(session_pk)
+            if size > host.session_cache_bytes:
+                return []
+            self._kept[session_pk] = _Kept(opaque_id, version, change.state, change.history, size, now)
             self._size += size
             while (
                 len(self._kept) > host.session_cache_count
@@ -132,10 +131,13 @@ class SessionKeep:
 
     def _pop(self, session_pk: int) -> _Kept | None:
         with self._lock:
-            kept = self._kept.pop(session_pk, None)
-            if kept is not None:
-                self._size -= kept.size
-            return kept
+            return self._remove(session_pk)
+
+    def _remove(self, session_pk: int) -> _Kept | None:
+        kept = self._kept.pop(session_pk, None)
+        if kept is not None:
+            self._size -= kept.size
+        return kept
 
 
 def free(history: History) -> bool:
@@ -155,19 +157,18 @@ def free(history: History) -> bool:
     return bool(history.sources)
 
 
-def _as_read(history: History) -> tuple[History, int]:
-    """Return a history as the next turn would read it, and its size; what was not read is left as text."""
-    sources: dict[str, list[Known]] = {}
+def _make_as_read(history: History) -> int:
+    """Make of a history what the next turn would read, and return its size; what was not read is left as text."""
     size = _SESSION_BYTES
-    for source_id, known in history.sources.items():
-        kept = [item if item.is_read else Known(None, item.role, item.payload, None, is_read=True) for item in known]
-        sources[source_id] = kept
-        size += _MESSAGE_BYTES * len(kept)
-        for item in kept:
+    for known in history.sources.values():
+        size += _MESSAGE_BYTES * len(known)
+        for item in known:
             size += len(item.payload)
-            if item.message is not None:
+            if not item.is_read:
+                item.message, item.look, item.is_read = None, None, True
+            elif item.message is not None:
                 size += _OBJECTS_BYTES + len(item.payload)
-    return History(sources), size
+    return size
 
 
 #: What this process keeps.

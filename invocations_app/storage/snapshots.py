@@ -9,13 +9,13 @@ is stored as it left it. Reading and writing the tables is left to the callers.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from agent_framework import AgentSession, Message
 
+from invocations_app import entropy, json_text
 from invocations_app.exceptions import StoredStateUnreadable
 from invocations_app.storage import collecting, looks
 from invocations_app.storage.decoding import decode_messages
@@ -24,7 +24,9 @@ from invocations_app.storage.encoding import encode_message
 _FORMAT = 1
 _MAX_SOURCE_ID = 255
 _MAX_ROLE = 32
-_encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+_MARK_DIGITS = 16
+_ONLY_MESSAGES = frozenset({Message})
+_text_of = json_text.encoder(allow_nan=False, compact=True)
 
 
 class MessageRow(NamedTuple):
@@ -51,7 +53,7 @@ class Known:
         message: The object that the session holds; None while it is a text only.
         role: Its role, as it is stored.
         payload: Its JSON text.
-        look: What it looks like as long as it is what the text says; None with the message.
+        look: What it looks like as long as it is what the text says; None where only the text tells.
         is_read: Whether the object was made from the text, not the text from the object.
     """
 
@@ -174,43 +176,44 @@ def dump(session: AgentSession, history: History) -> Change:
         ValueError: If it holds a number that is not finite.
     """
     rest: dict[str, Any] = {}
-    sources: dict[str, list[Message]] = {}
+    has_more = False
+    after = History()
+    written: list[MessageRow] = []
+    appended_only = True
     for source_id, value in session.state.items():
         messages = _messages_of(source_id, value)
         if messages is None:
             rest[source_id] = value
-        else:
-            sources[source_id] = messages
-            rest[source_id] = {key: item for key, item in value.items() if key != "messages"}
-    bare = AgentSession(session_id=session.session_id, service_session_id=session.service_session_id)
-    bare.state = rest
-    _check_keys(rest, "state")
-    after = History()
-    written: list[MessageRow] = []
-    appended_only = True
-    for source_id, messages in sources.items():
+            has_more = True
+            continue
+        rest[source_id] = more = {key: item for key, item in value.items() if key != "messages"}
+        has_more = has_more or bool(more)
         before = history.sources.get(source_id, [])
         known, rows = _dump_source(source_id, messages, before)
         after.sources[source_id] = known
-        written.extend(rows)
-        appended_only = appended_only and len(before) <= len(known) and all(r.position >= len(before) for r in rows)
+        written += rows
+        appended_only = appended_only and len(before) <= len(known) and (not rows or rows[0].position >= len(before))
     kept = {source_id: len(known) for source_id, known in after.sources.items()}
-    appended_only = appended_only and not any(
-        known for source_id, known in history.sources.items() if source_id not in kept
-    )
-    document = {"format": _FORMAT, "session": bare.to_dict(), "history": kept, "mark": new_mark()}
+    gone = history.sources.keys() - kept.keys()
+    bare = AgentSession(session_id=session.session_id, service_session_id=session.service_session_id)
+    if has_more:
+        _check_keys(rest, "state")
+        bare.state = rest
+    # Where nothing is left but empty objects, they are in JSON what they are here.
+    described = bare.to_dict() if has_more else bare.to_dict() | {"state": rest}
+    document = {"format": _FORMAT, "session": described, "history": kept, "mark": new_mark()}
     return Change(
-        state=_encoder.encode(document),
+        state=_text_of(document),
         written=tuple(written),
         kept=kept,
-        appended_only=appended_only,
+        appended_only=appended_only and not any(history.sources[source_id] for source_id in gone),
         history=after,
     )
 
 
 def new_mark() -> str:
     """Return what makes each state text that is written one of its own: what is kept in memory is told by it."""
-    return secrets.token_hex(8)
+    return entropy.random_hex(_MARK_DIGITS)
 
 
 def _messages_of(source_id: Any, value: Any) -> list[Message] | None:
@@ -218,7 +221,7 @@ def _messages_of(source_id: Any, value: Any) -> list[Message] | None:
     if not isinstance(source_id, str) or len(source_id) > _MAX_SOURCE_ID or not isinstance(value, dict):
         return None
     messages = value.get("messages")
-    if not isinstance(messages, list) or not all(type(item) is Message for item in messages):
+    if not isinstance(messages, list) or not _ONLY_MESSAGES.issuperset(map(type, messages)):
         return None
     return messages
 
@@ -226,25 +229,34 @@ def _messages_of(source_id: Any, value: Any) -> list[Message] | None:
 def _dump_source(
     source_id: str, messages: Sequence[Message], before: Sequence[Known]
 ) -> tuple[list[Known], list[MessageRow]]:
-    known: list[Known] = []
-    to_encode: list[tuple[int, Message]] = []
-    stored = len(before)
-    is_unchanged = looks.Comparison().is_unchanged
-    for position, message in enumerate(messages):
-        if position < stored:
-            old = before[position]
-            if old.message is message and old.look is not None and is_unchanged(message, old.look):
-                known.append(old)
-                continue
-        to_encode.append((position, message))
-        known.append(Known(message, str(message.role)[:_MAX_ROLE], "", looks.look_of(message), is_read=False))
-    rows: list[MessageRow] = []
-    for position, message in to_encode:
-        payload = encode_message(message)
-        known[position].payload = payload
-        if position >= stored or before[position].payload != payload:
-            rows.append(MessageRow(source_id, position, known[position].role, payload))
+    known, rows = _compare(source_id, messages, before) if before else ([], [])
+    for position, message in enumerate(messages[len(before) :], len(before)):
+        role, payload = _role_of(message), encode_message(message)
+        # Without a look: most are not compared any more, but made anew from what is stored.
+        known.append(Known(message, role, payload, None, is_read=False))
+        rows.append(MessageRow(source_id, position, role, payload))
     return known, rows
+
+
+def _compare(
+    source_id: str, messages: Sequence[Message], before: Sequence[Known]
+) -> tuple[list[Known], list[MessageRow]]:
+    known: list[Known] = []
+    rows: list[MessageRow] = []
+    is_unchanged = looks.Comparison().is_unchanged
+    for message, old in zip(messages, before, strict=False):
+        if old.message is message and old.look is not None and is_unchanged(message, old.look):
+            known.append(old)
+            continue
+        role, payload = _role_of(message), encode_message(message)
+        if old.payload != payload:
+            rows.append(MessageRow(source_id, len(known), role, payload))
+        known.append(Known(message, role, payload, looks.look_of(message), is_read=False))
+    return known, rows
+
+
+def _role_of(message: Message) -> str:
+    return str(message.role)[:_MAX_ROLE]
 
 
 def _check_keys(value: Any, path: str) -> None:
