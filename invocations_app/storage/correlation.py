@@ -6,16 +6,17 @@ an index by time finds its record; the others are random.
 
 from __future__ import annotations
 
-import secrets
 import time
 
+from invocations_app import entropy
+
 _TIME_DIGITS = 12
-_RANDOM_BYTES = 10
+_RANDOM_DIGITS = 20
 
 
 def new_correlation_id() -> str:
     """Return a new correlation id."""
-    return f"{time.time_ns() // 1_000_000:0{_TIME_DIGITS}x}{secrets.token_hex(_RANDOM_BYTES)}"
+    return f"{time.time_ns() // 1_000_000:0{_TIME_DIGITS}x}{entropy.random_hex(_RANDOM_DIGITS)}"
 
 
 def milliseconds_of(correlation_id: str) -> int:

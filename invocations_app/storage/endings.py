@@ -8,7 +8,6 @@ lease not expired: a turn that lost its claim changes nothing any more.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -18,6 +17,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.utils import timezone
 
+from invocations_app import json_text
 from invocations_app.events import Answer
 from invocations_app.exceptions import InvocationError, RunCancelled, RunInterrupted, SessionConflict
 from invocations_app.models import InvocationRecord, SessionRecord
@@ -32,7 +32,8 @@ from invocations_app.storage.turns import ClaimedSession, Handed, Turn, TurnRequ
 
 Status = InvocationRecord.Status
 
-_compact = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+_text_of_answer = json_text.encoder(allow_nan=False, compact=True)
+_text_of_usage = json_text.encoder()
 _STATUS_OF = {RunCancelled.code: Status.CANCELLED, RunInterrupted.code: Status.INTERRUPTED}
 
 
@@ -107,10 +108,19 @@ def _succeeded(turn: Turn, answer: Answer, ending: Ending, now: datetime) -> dic
     usage = answer.usage
     return {
         "answer": encode_answer(answer),
-        "usage": json.dumps(dict(usage)) if usage else "",
+        "usage": encode_usage(usage),
         "total_tokens": (usage or {}).get("total_token_count"),
         **_ending_columns(turn, ending, now),
     }
+
+
+def encode_usage(usage: Mapping[str, Any] | None) -> str:
+    """Return the JSON text of a token usage, as its record keeps it; empty for none.
+
+    Args:
+        usage: The usage.
+    """
+    return _text_of_usage(dict(usage)) if usage else ""
 
 
 def _failed(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending) -> dict[str, Any]:
@@ -248,4 +258,4 @@ def encode_answer(answer: Answer) -> str:
         document["pending"] = [dict(item) for item in answer.pending]
     if answer.frames is not None:
         document["frames"] = [dict(frame) for frame in answer.frames]
-    return _compact.encode(document)
+    return _text_of_answer(document)

@@ -6,7 +6,6 @@ Everything here runs inside the caller's transaction, on a database thread.
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from django.db import connections
 from django.db.models import F, Q
 
+from invocations_app import entropy
 from invocations_app.exceptions import StoredStateUnreadable
 from invocations_app.isolation import Scope
 from invocations_app.models import MessageRecord, SessionRecord
@@ -24,7 +24,7 @@ logger = logging.getLogger("invocations_app.storage")
 
 def new_opaque_id() -> str:
     """Return a session id that says nothing of its caller: 32 hexadecimal digits."""
-    return uuid.uuid4().hex
+    return entropy.random_hex()
 
 
 def get_session_record(using: str, scope: Scope, session_id: str, *, lock: bool = False) -> SessionRecord | None:

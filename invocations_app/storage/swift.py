@@ -22,7 +22,7 @@ from django.utils import timezone
 
 from invocations_app.events import Answer
 from invocations_app.models import EventRecord, InvocationRecord, MessageRecord, SessionRecord
-from invocations_app.storage import figures, kept, notify, plain_sql, records
+from invocations_app.storage import endings, figures, kept, notify, plain_sql, records
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.figures import Figures
 from invocations_app.storage.grouping import NotSwift
@@ -386,7 +386,7 @@ def _ended(connection: Any, job: Commit, now: Any, finished_at: datetime) -> lis
     begun_at = job.turn.begun_at
     return [
         job.answer_text,
-        json.dumps(dict(usage)) if usage else "",
+        endings.encode_usage(usage),
         (usage or {}).get("total_token_count"),
         plain_sql.moment(connection, ending.first_byte_at),
         ending.event_count,
