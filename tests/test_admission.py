@@ -318,15 +318,22 @@ async def test_checks_run_together_in_one_thread_that_is_not_the_loops(settings,
     hops = []
 
     def counted(function: Any, **how: Any) -> Any:
-        hops.append(function.__name__)
-        return sync_to_async(function, **how)
+        hop = sync_to_async(function, **how)
 
+        async def count(*args: Any) -> Any:
+            hops.append(function.__name__)
+            return await hop(*args)
+
+        return count
+
+    views.checking.close()
     monkeypatch.setattr(views.checking, "sync_to_async", counted)
     assert (await post({"message": "pong"}, headers={"x-user": "7"})).content == PONG
     threads = {thread for _, thread in auth_fakes.seen}
     assert len(threads) == 1
     assert threading.get_ident() not in threads
     assert hops == ["_call"]
+    views.checking.close()
 
 
 # A body that somebody read before.

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError, connections
@@ -25,6 +25,8 @@ _KEEPING = 4
 
 _lock = threading.Lock()
 _executor: ThreadPoolExecutor | None = None
+# Calls in that executor's threads: to make it takes longer than to use it.
+_call_in_thread: Callable[..., Awaitable[Any]] | None = None
 _local = threading.local()
 
 
@@ -38,14 +40,15 @@ async def check(function: Callable[..., T], *args: object) -> T:
     Returns:
         What it returns.
     """
-    return await sync_to_async(_call, thread_sensitive=False, executor=_get_executor())(function, *args)
+    result: T = await (_call_in_thread or _start())(function, *args)
+    return result
 
 
 def close() -> None:
     """End the threads and close their connections; the next check starts new ones."""
-    global _executor
+    global _executor, _call_in_thread
     with _lock:
-        executor, _executor = _executor, None
+        executor, _executor, _call_in_thread = _executor, None, None
     if executor is None:
         return
     # Each thread meets the others here, so that each closes its own connections.
@@ -56,15 +59,16 @@ def close() -> None:
     executor.shutdown(wait=True)
 
 
-def _get_executor() -> ThreadPoolExecutor:
-    global _executor
+def _start() -> Callable[..., Awaitable[Any]]:
+    global _executor, _call_in_thread
     with _lock:
-        if _executor is None:
+        if _call_in_thread is None:
             started = iter(range(_THREADS))
             _executor = ThreadPoolExecutor(
                 _THREADS, thread_name_prefix="invocations-check", initializer=_begin, initargs=(started,)
             )
-        return _executor
+            _call_in_thread = sync_to_async(_call, thread_sensitive=False, executor=_executor)
+        return _call_in_thread
 
 
 def _begin(started: object) -> None:
