@@ -192,7 +192,7 @@ async def test_groups_are_sorted_by_session(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(group, "_swift", note)
     jobs = begins(12)
     outcomes = await together(*(begin(job) for job in jobs))
-    assert order == sorted(jobs, key=lambda job: job.scope.key(job.session_id or ""))
+    assert order == sorted(jobs, key=lambda job: (job.scope.endpoint, job.session_id))
     assert order != jobs
     # Each gets what is its own.
     keys = [outcome.session.key for outcome in outcomes]

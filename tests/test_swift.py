@@ -387,17 +387,17 @@ def commit_job(turn: Turn, **changed: Any) -> Commit:
     answer = Answer("pong", session_id="s1")
     left = change_of(turn, "ping") if turn.session is not None else None
     job = Commit(turn, left, answer, ending(turn), endings.encode_answer(answer))
-    return dataclasses.replace(job, **changed)
+    return job._replace(**changed)
 
 
 def with_left(turn: Turn, **changed: Any) -> SessionChange:
-    return dataclasses.replace(change_of(turn, "ping"), **changed)
+    return change_of(turn, "ping")._replace(**changed)
 
 
 def replaced(turn: Turn) -> Any:
     change = change_of(turn, "ping").change
     assert change is not None
-    return dataclasses.replace(change, appended_only=False)
+    return change._replace(appended_only=False)
 
 
 @pytest.mark.parametrize(
@@ -408,9 +408,8 @@ def replaced(turn: Turn) -> Any:
         lambda turn: commit_job(turn, change=with_left(turn, change=None)),
         lambda turn: commit_job(turn, change=with_left(turn, change=replaced(turn))),
         lambda turn: commit_job(turn, change=with_left(turn, checkpoints=(EncodedCheckpoint("w", "c", "{}"),))),
-        lambda turn: dataclasses.replace(
-            commit_job(turn),
-            turn=dataclasses.replace(turn, session=dataclasses.replace(turn.session, is_rewritten=True)),
+        lambda turn: commit_job(turn)._replace(
+            turn=dataclasses.replace(turn, session=dataclasses.replace(turn.session, is_rewritten=True))
         ),
     ],
     ids=["something pending", "no change", "another store", "a changed history", "a checkpoint", "closed calls"],

@@ -12,8 +12,7 @@ import copy
 import functools
 import inspect
 import logging
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent_framework import AgentSession, SessionStore
 from django.utils.module_loading import import_string
@@ -26,8 +25,7 @@ from invocations_app.storage import snapshots, turns
 logger = logging.getLogger("invocations_app.runs")
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedSession:
+class LoadedSession(NamedTuple):
     """A session that a turn works on.
 
     Attributes:

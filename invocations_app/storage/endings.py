@@ -9,9 +9,9 @@ lease not expired: a turn that lost its claim changes nothing any more.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import IntegrityError, transaction
 from django.db.models import F
@@ -54,8 +54,7 @@ class Ending:
     steps: Steps = field(default_factory=Steps)
 
 
-@dataclass(frozen=True, slots=True)
-class SessionChange:
+class SessionChange(NamedTuple):
     """What a turn leaves of its session.
 
     Attributes:
@@ -194,7 +193,7 @@ def _against_stored(using: str, session_pk: int, change: Change) -> Change:
     """Return a change as it is against the rows that closed the open calls, which stand where others belong."""
     stored = set(records.load_message_rows(using, session_pk))
     written = tuple(row for row in change.history.rows() if row not in stored)
-    return replace(change, written=written, appended_only=False)
+    return change._replace(written=written, appended_only=False)
 
 
 def _is_committed(using: str, turn: Turn) -> bool:

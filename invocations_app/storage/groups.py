@@ -113,8 +113,9 @@ def _fail_alone(job: Failure) -> None:
     endings.fail_now(*job)
 
 
-def _session_key(request: TurnRequest) -> str:
-    return request.scope.key(request.session_id or "")
+def _session(request: TurnRequest) -> tuple[str, str, str, str]:
+    scope = request.scope
+    return scope.endpoint, scope.user_key, scope.chat_key, request.session_id or ""
 
 
 def _session_pk(job: Commit) -> tuple[int, int]:
@@ -126,7 +127,7 @@ def _failed_pk(job: Failure) -> tuple[int, int]:
 
 
 _begins: Group[TurnRequest, Begun] = Group(
-    swift.begin, _begin_alone, _session_key, partial(swift.begin, with_histories=False)
+    swift.begin, _begin_alone, _session, partial(swift.begin, with_histories=False)
 )
 _commits: Group[Commit, None] = Group(swift.commit, _commit_alone, _session_pk, _commit_at_once)
 # These go the ORM's way in a group too: hundreds of clients may leave at once.

@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from invocations_app import conf
 from invocations_app.storage.snapshots import Change, History
@@ -32,8 +32,7 @@ _PIECE = 100
 _IDLE_SECONDS = 900
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
+class _Kept(NamedTuple):
     opaque_id: str
     version: int
     state: str

@@ -76,8 +76,8 @@ def moment(connection: Any, value: datetime | None) -> Any:
         value: The time, aware.
     """
     if value is not None and value.tzinfo is UTC and connection.vendor == "sqlite" and connection.timezone is UTC:
-        # What Django makes of it in many steps.
-        return str(value.replace(tzinfo=None))
+        # What Django makes of it in many steps: without the +00:00.
+        return value.isoformat(" ")[:-6]
     return connection.ops.adapt_datetimefield_value(value)
 
 

@@ -84,8 +84,7 @@ class History:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What a turn changed of a session.
 
     Attributes:

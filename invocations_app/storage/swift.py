@@ -14,9 +14,8 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.utils import timezone
 
@@ -122,8 +121,7 @@ _END_TYPES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """What is committed; see `endings.commit_now`.
 
     Attributes:
@@ -179,16 +177,16 @@ def begin(
     now = plain_sql.moment(connection, timezone.now())
     sessions, made = _find_or_make(connection, cursor, asked, now, with_histories)
     places = [place for place in places if place not in asked or place in sessions]
-    rows = [_begun(connection, requests[place], sessions.get(place), "running") for place in places]
+    begun = {place: _begun(connection, requests[place], sessions.get(place), "running") for place in places}
     # In one order, for whoever inserts some of the same ids in another process.
-    rows.sort(key=operator.itemgetter(0))
+    rows = sorted(begun.values(), key=_key_of)
     # An id that was used before is left to who knows what to do then.
     back = _NEW_RECORD.insert(connection, cursor, rows, on_conflict="DO NOTHING", returning="key, id")
     records = dict(back)
     turns: dict[int, Turn] = {}
-    for place in places:
+    for place, row in begun.items():
         request = requests[place]
-        record_pk = records.pop(request.scope.key(request.invocation.id), None)
+        record_pk = records.pop(_key_of(row), None)
         if record_pk is not None:
             turns[place] = Turn(record_pk, request.owner, sessions.get(place), request.begun_at)
         elif place in made:
@@ -196,6 +194,9 @@ def begin(
             raise NotSwift
     _claim(connection, cursor, [turn for turn in turns.values() if turn.session is not None], requests[0])
     return turns
+
+
+_key_of = operator.itemgetter(_BEGUN.index("key"))
 
 
 def _is_common(request: TurnRequest, first: TurnRequest) -> bool:
@@ -223,7 +224,8 @@ def _find_or_make(
     found = _look_up(connection, cursor, _FIND_SESSIONS + lock, list(by_key))
     known = {row[0] for row in found}
     rows = []
-    for key in sorted(by_key.keys() - known):
+    # In the order of the group, as they are locked by whoever does them one by one.
+    for key in [key for key in by_key if key not in known]:
         request = asked[by_key[key]]
         scope, user_pk = request.scope, _user(connection, request.user_pk)
         opaque_id = records.new_opaque_id()
