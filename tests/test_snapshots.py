@@ -185,6 +185,29 @@ def test_an_unchanged_history_writes_no_row():
     assert change.appended_only
 
 
+def test_a_session_that_is_written_again_and_again_encodes_a_message_twice_at_most(monkeypatch):
+    session, history = AgentSession(session_id="s"), History()
+    encoded: list[str] = []
+    original = snapshots.encode_message
+    monkeypatch.setattr(snapshots, "encode_message", lambda each: encoded.append(each.text) or original(each))
+    session.state["in_memory"] = {"messages": []}
+    for text in "abc":
+        session.state["in_memory"]["messages"].append(message(text))
+        change = snapshots.dump(session, history)
+        assert [row.position for row in change.written] == ["abc".index(text)]
+        history = change.history
+    assert encoded == ["a", "a", "b", "b", "c"]
+
+
+def test_properties_of_a_provider_beside_its_messages_come_back():
+    session = AgentSession(session_id="s")
+    session.state["in_memory"] = {"messages": [message("a")]}
+    session.state["other"] = {"messages": [message("b")], "count": 1}
+    change = snapshots.dump(session, History())
+    assert json.loads(change.state)["session"]["state"] == {"in_memory": {}, "other": {"count": 1}}
+    assert list(json.loads(change.state)["session"]) == list(session.to_dict())
+
+
 def test_equal_copies_of_the_messages_write_no_row():
     session, history, _ = stored(message("a"), message("b"))
     session.state["in_memory"]["messages"] = copy.deepcopy(session.state["in_memory"]["messages"])

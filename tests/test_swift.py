@@ -21,7 +21,7 @@ from invocations_app.events import Answer
 from invocations_app.exceptions import TargetFailed
 from invocations_app.isolation import Scope
 from invocations_app.models import EventRecord, InvocationRecord, MessageRecord, SessionRecord
-from invocations_app.storage import endings, figures, records, snapshots, swift, turns
+from invocations_app.storage import endings, figures, plain_sql, records, snapshots, swift, turns
 from invocations_app.storage.checkpoints import EncodedCheckpoint
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.event_log import Batch
@@ -500,3 +500,16 @@ def test_only_begins_that_nobody_could_ask_for_do_not_wait_for_the_disk(unknown:
         swift.commit(connection, cursor, [commit_job(turn) for turn in begun.values()])
         cursor.execute("SHOW synchronous_commit")
         assert cursor.fetchone() == ("on",)
+
+
+@pytest.mark.parametrize(("default", "text"), [(None, "NULL"), (False, "FALSE"), (True, "TRUE"), (7, "7"), ("", "''")])
+def test_a_default_is_written_into_the_text(default: Any, text: str) -> None:
+    assert plain_sql._literal(default) == text
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {text}")
+        assert cursor.fetchone() == (default,)
+
+
+def test_a_default_that_would_need_quotes_is_refused() -> None:
+    with pytest.raises(ValueError, match="no literal"):
+        plain_sql._literal("it's")
