@@ -8,6 +8,8 @@ import pytest
 
 from invocations_app.runs import settle as module
 from invocations_app.runs.settle import settle, whole
+from invocations_app.storage import certain
+from invocations_app.storage.certain import Certain
 
 
 class Transaction:
@@ -105,3 +107,54 @@ async def test_settling_what_is_done_waits_for_nothing() -> None:
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     future.set_result(None)
     await asyncio.wait_for(settle(future), 1)
+
+
+# Futures that cannot be called back
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_certain_future_is_waited_for_by_one_who_is_cancelled(times: int) -> None:
+    kept: list[str] = []
+    future: Certain[str] = Certain()
+    waiting = asyncio.create_task(whole(future, kept.append))
+    await asyncio.sleep(0)
+    for _ in range(times):
+        waiting.cancel()
+        await asyncio.sleep(0.01)
+    assert not waiting.done()
+    future.set_result("written")
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert kept == ["written"]
+    assert waiting.cancelling() == times
+
+
+async def test_a_cancellation_goes_on_after_a_certain_future_that_failed() -> None:
+    kept: list[str] = []
+    future: Certain[str] = Certain()
+    waiting = asyncio.create_task(whole(future, kept.append))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.sleep(0)
+    future.set_exception(RuntimeError("refused"))
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert kept == []
+
+
+async def test_a_certain_future_tells_what_failed() -> None:
+    future: Certain[str] = Certain()
+    asyncio.get_running_loop().call_soon(future.set_exception, RuntimeError("refused"))
+    with pytest.raises(RuntimeError, match="refused"):
+        await whole(future, lambda _: None)
+
+
+async def test_a_certain_future_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certain, "SETTLE_SECONDS", 0.05)
+    future: Certain[str] = Certain()
+    waiting = asyncio.create_task(whole(future, lambda _: None))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert future.cancelled()

@@ -7,10 +7,10 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+from invocations_app.storage.certain import SETTLE_SECONDS as _SETTLE_SECONDS
+from invocations_app.storage.certain import Certain
 
-# How long a transaction that was sent off is waited for when its run is cancelled.
-_SETTLE_SECONDS = 30
+T = TypeVar("T")
 
 
 async def whole(sent_off: Coroutine[Any, Any, T] | asyncio.Future[T], keep: Callable[[T], None]) -> T:
@@ -26,9 +26,9 @@ async def whole(sent_off: Coroutine[Any, Any, T] | asyncio.Future[T], keep: Call
     Raises:
         asyncio.CancelledError: If the caller was cancelled meanwhile; after the end.
     """
-    task = asyncio.ensure_future(sent_off)
+    task = sent_off if isinstance(sent_off, Certain) else asyncio.ensure_future(sent_off)
     try:
-        result = await asyncio.shield(task)
+        result = await (task if isinstance(task, Certain) else asyncio.shield(task))
     except asyncio.CancelledError:
         await settle(task)
         if task.done() and not task.cancelled() and task.exception() is None:

@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from django.db import DatabaseError, connections, transaction
 
 from invocations_app.storage import database, loop_writer, plain_sql
+from invocations_app.storage.certain import Certain
 
 Job = TypeVar("Job")
 T = TypeVar("T")
@@ -76,7 +77,7 @@ class Group(Generic[Job, T]):
         self._is_sent = False
         self._sender: asyncio.AbstractEventLoop | None = None
 
-    def do(self, job: Job, *, is_lone: bool = False) -> asyncio.Future[T]:
+    def do(self, job: Job, *, is_lone: bool = False) -> Certain[T]:
         """Do a job, together with those that gather meanwhile.
 
         Args:
@@ -85,10 +86,10 @@ class Group(Generic[Job, T]):
 
         Returns:
             What ``swift`` or ``alone`` will have returned, or ``alone`` raised. A future and no coroutine: whoever
-            must not lose it need not make a task.
+            waits for it cannot lose it.
         """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
+        future: Certain[T] = Certain(loop=loop)
         entry = (job, loop, future)
         if is_lone and self._at_once is not None and not self._gathered and not self._is_sent:
             if self._write_at_once([entry]):
