@@ -62,17 +62,18 @@ def keep(turn: Turn, change: SessionChange | None) -> None:
     if session is None or change is None or change.change is None or change.pending:
         return
     for history in kept.sessions.put(session.pk, session.opaque_id, session.version + 1, change.change):
-        _free_soon(asyncio.get_running_loop(), history)
+        if history.count > kept.PIECE:
+            _free_soon(asyncio.get_running_loop(), history)
 
 
 def _free_soon(loop: asyncio.AbstractEventLoop, history: History) -> None:
     """Free a history piece by piece: its turn need not wait for that, nor anybody for long."""
+    loop.call_later(_FREE_SECONDS, _free, loop, history)
 
-    def free() -> None:
-        if kept.free(history):
-            loop.call_later(_FREE_SECONDS, free)
 
-    loop.call_later(_FREE_SECONDS, free)
+def _free(loop: asyncio.AbstractEventLoop, history: History) -> None:
+    if kept.free(history):
+        _free_soon(loop, history)
 
 
 def fail(held: Turn | Waiting | Handed, error: InvocationError, ending: Ending) -> asyncio.Future[None]:

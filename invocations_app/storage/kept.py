@@ -26,8 +26,8 @@ from invocations_app.storage.snapshots import Change, History
 _SESSION_BYTES = 1500
 _MESSAGE_BYTES = 150
 _OBJECTS_BYTES = 3000
-# Messages that are freed at once: less than half a millisecond.
-_PIECE = 100
+#: Messages that are freed at once: less than half a millisecond.
+PIECE = 100
 # Whoever said nothing for so long has most likely left.
 _IDLE_SECONDS = 900
 
@@ -150,7 +150,7 @@ def free(history: History) -> bool:
     """
     if history.sources:
         source_id, known = next(iter(history.sources.items()))
-        del known[-_PIECE:]
+        del known[-PIECE:]
         if not known:
             del history.sources[source_id]
     return bool(history.sources)
