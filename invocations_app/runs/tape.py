@@ -19,6 +19,8 @@ HIGH_WATER = 256
 HIGH_WATER_BYTES = 256 * 1024
 #: Wire events that may wait for the log before the run waits for it: more only when the database is away.
 LOG_HIGH_WATER = 1024
+# A log that is due is at work, as a rule, and is not asked for again before so many more wire events.
+_ASK_AGAIN_EVENTS = 32
 #: Bytes handed over in one write. A reader on a slow line has the stall time for each of them.
 CHUNK_BYTES = 32 * 1024
 
@@ -53,9 +55,10 @@ class Tape:
         self._waiting: set[Place] = set()
         self._room = asyncio.Event()
         self._logged: int | None = 0
-        # Short of these nobody is far behind, so that the writer need not look at each of them at every event.
+        # The event, and the bytes, at which the writer looks who is behind: it need not do so at every one.
         self._look_at = min(HIGH_WATER, FLUSH_EVENTS)
-        self._look_at_bytes = HIGH_WATER_BYTES
+        self._full_at = min(HIGH_WATER, LOG_HIGH_WATER)
+        self._full_at_bytes = HIGH_WATER_BYTES
         self.last = 0
         self.dropped = 0
         self.written_bytes = 0
@@ -79,7 +82,8 @@ class Tape:
             frames: The events, each whole.
 
         Returns:
-            Whether somebody may be behind: only then `is_log_due` or `is_full` can be true.
+            Whether to look at `is_log_due` and `is_full`: always where the latter is true, and where the
+            former is, now and then.
         """
         for frame in frames:
             self._frames.append(frame)
@@ -87,8 +91,9 @@ class Tape:
             self.written_bytes += len(frame)
         if self._waiting and frames:
             self._wake()
-        if self.last < self._look_at and self.written_bytes < self._look_at_bytes:
+        if self.last < self._look_at and self.written_bytes < self._full_at_bytes:
             return False
+        self._look_at = min(self._full_at, self.last + _ASK_AGAIN_EVENTS)
         if self._logged is None and not self._holders:
             # Nobody needs them.
             self._trim()
@@ -201,9 +206,11 @@ class Tape:
         if gone > 0:
             del self._frames[:gone]
             self.dropped += gone
-        is_needed = self._logged is not None or self._holders
-        self._look_at = min(taken + HIGH_WATER, logged + FLUSH_EVENTS) if is_needed else 0
-        self._look_at_bytes = taken_bytes + HIGH_WATER_BYTES
+        self._full_at = min(taken + HIGH_WATER, logged + LOG_HIGH_WATER)
+        self._full_at_bytes = taken_bytes + HIGH_WATER_BYTES
+        self._look_at = min(self._full_at, logged + FLUSH_EVENTS)
+        if self._logged is None and not self._holders:
+            self._look_at = 0
         self._room.set()
 
     def _wake(self) -> None:
