@@ -102,9 +102,14 @@ class TextCutter:
                 piece = piece[1:]
         if not piece:
             return []
-        if "\n" not in piece and "\r" not in piece:
-            if piece == TERMINATOR:
-                return [encode_event(piece[:1]), encode_event(piece[1:])]
-            return [b"data: " + _utf8(piece) + b"\n\n"]
-        self._after_cr = piece[-1] == "\r"
+        if "\n" in piece or "\r" in piece:
+            self._after_cr = piece[-1] == "\r"
+        elif piece == TERMINATOR:
+            return [encode_event(piece[:1]), encode_event(piece[1:])]
+        else:
+            # Almost all of them.
+            try:
+                return [f"data: {piece}\n\n".encode()]
+            except UnicodeEncodeError:
+                pass
         return [encode_event(piece)]

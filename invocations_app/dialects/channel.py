@@ -218,7 +218,9 @@ class ChannelStreamEncoder:
         Returns:
             None for what this dialect does not show, and for an empty piece.
         """
-        if isinstance(event, (TextDelta, Output)):
+        if isinstance(event, TextDelta):
+            return self._text.cut(event.text)
+        if isinstance(event, Output):
             return self._text.cut(event.text)
         if isinstance(event, RequestInfo):
             return [sse.encode_event(strict_json.dump_compact(event.data), "request_info")]

@@ -293,7 +293,8 @@ class PlatformStreamEncoder:
             None for what this dialect does not show, and for an empty piece.
         """
         if isinstance(event, TextDelta):
-            return [_encode("delta", {"text": event.text})] if event.text else []
+            # As `_encode` would have it, without an encoder for each piece.
+            return [f'event: delta\ndata: {{"text": {json.dumps(event.text)}}}\n\n'.encode()] if event.text else []
         if isinstance(event, Output):
             return [_encode("output", workflow_frame(event))]
         if isinstance(event, RequestInfo):

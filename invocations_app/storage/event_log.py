@@ -24,6 +24,7 @@ _HELD = f"""
 SELECT id FROM "{InvocationRecord._meta.db_table}"
 WHERE owner = %s AND id IN ({{keys}}) AND status = 'running' AND lease_expires_at >= {{now}} ORDER BY id
 """  # noqa: S608 - a table's name
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 # Rows of up to 256 events; a reader takes a few at a time, so that a long log does not fill memory.
 _ROWS_A_READ = 4
 
@@ -50,7 +51,7 @@ class Batch:
     @property
     def text(self) -> str:
         """The events as a row keeps them."""
-        return json.dumps([frame.decode() for frame in self.frames], separators=(",", ":"))
+        return _encode([frame.decode() for frame in self.frames])
 
 
 async def append(owner: str, batches: Sequence[Batch]) -> set[int]:
