@@ -45,7 +45,7 @@ class SessionRecord(Scoped):
 
     key = models.CharField(_("key digest"), max_length=64, null=True, editable=False)
     session_id = models.CharField(_("session id"), max_length=256)
-    # 122 random bits: no other one is the same, and nothing is looked up by it.
+    # 128 random bits: no other one is the same, and nothing is looked up by it.
     opaque_id = models.CharField(_("opaque id"), max_length=64, editable=False)
     state = models.TextField(_("state"), blank=True, default="")
     pending_count = models.PositiveIntegerField(_("pending requests"), default=0)

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 from agent_framework import Agent, tool
-from asgiref.sync import sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import Group
 from django.db import connection
 from pytest_django import Settings
 
 from invocations_app.models import InvocationRecord, SessionRecord
+from invocations_app.runs.executor import RunExecutor
 from invocations_app.runs.host import live_runs
 from invocations_app.storage import endings, turns
 from tests import fakes
@@ -400,3 +401,45 @@ def test_sync_response_hook_works_after_its_client_has_left(wire: Wire, endpoint
     wire.server.wait_idle()
     assert fakes.notes == [0]
     assert InvocationRecord.objects.get().status == "succeeded"
+
+
+# The thread of a run
+
+
+async def test_sync_code_that_outlives_its_run_is_refused_a_thread() -> None:
+    """Nobody would close the connection that it opens there."""
+    executor = RunExecutor()
+    outlived: asyncio.Event = asyncio.Event()
+
+    async def straggle() -> str:
+        await outlived.wait()
+        return await sync_to_async(threading.current_thread)()
+
+    async def run() -> tuple[str, asyncio.Task[str]]:
+        executor.take_sync_code()
+        straggler = asyncio.create_task(straggle())
+        thread = await sync_to_async(threading.current_thread)()
+        assert await sync_to_async(threading.current_thread)() is thread
+        executor.end()
+        return thread.name, straggler
+
+    name, straggler = await asyncio.create_task(run())
+    assert name.startswith("invocations-run")
+    outlived.set()
+    with pytest.raises(RuntimeError, match="has exited"):
+        await straggler
+
+
+def test_a_run_within_sync_code_that_waits_for_it_has_its_own_thread() -> None:
+    async def run() -> str:
+        executor = RunExecutor()
+        executor.take_sync_code()
+        try:
+            return (await sync_to_async(threading.current_thread)()).name
+        finally:
+            executor.end()
+
+    async def start_run() -> str:
+        return await asyncio.create_task(run())
+
+    assert async_to_sync(start_run)().startswith("invocations-run")

@@ -18,8 +18,6 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-from asgiref.sync import ThreadSensitiveContext
-
 from invocations_app import conf, delivery, hooks, isolation, targets
 from invocations_app.conf import EndpointSettings
 from invocations_app.dialects import get_dialect
@@ -211,11 +209,11 @@ class Run:
 
     async def _main(self) -> None:
         executor = RunExecutor()
+        # Sync code of the run gets a thread of its own: the request's is gone before the run is.
+        executor.take_sync_code()
         try:
-            # Sync code of the run gets a thread of its own: the request's is gone before the run is.
-            async with ThreadSensitiveContext(executor=executor):
-                await self._guarded()
-                await self._deliver()
+            await self._guarded()
+            await self._deliver()
         finally:
             executor.end()
             self._host.forget(self)
