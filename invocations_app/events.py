@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from invocations_app.exceptions import InvocationError
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(NamedTuple):
     """A piece of the answer's text, after the transform hook."""
 
     text: str
@@ -86,8 +85,7 @@ class Usage:
     details: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What a run that ended well answers: stored in its record, and replayed from it.
 
     Attributes:
@@ -103,11 +101,10 @@ class Answer:
     session_id: str | None = None
     pending: tuple[Mapping[str, Any], ...] = ()
     frames: tuple[Mapping[str, Any], ...] | None = None
-    usage: Mapping[str, Any] | None = field(default=None)
+    usage: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """The run ended well and is committed."""
 
     answer: Answer

@@ -133,8 +133,8 @@ def both_ways(told: list[OneTurn], monkeypatch: pytest.MonkeyPatch) -> tuple[Any
             for turn, begun in zip(told, asked, strict=True):
                 played = play(turn, begun, begin, commit)
                 # Which numbers the database gives is its own affair.
-                session = None if played.session is None else dataclasses.replace(played.session, pk=0)
-                claims.append(dataclasses.replace(played, record_pk=0, session=session))
+                session = None if played.session is None else played.session._replace(pk=0)
+                claims.append(played._replace(record_pk=0, session=session))
         outcomes.append((comparable(rows()), claims))
     return outcomes[0], outcomes[1]
 
@@ -278,6 +278,8 @@ any_turn = st.builds(
         Answer,
         any_text,
         session_id=st.none() | any_text,
+        pending=st.just(()),
+        frames=st.none(),
         usage=st.none() | st.dictionaries(st.just("total_token_count"), st.integers(0, 2**62)),
     ),
     frames=st.lists(plain_text.map(str.encode), max_size=3).map(tuple),
@@ -408,9 +410,7 @@ def replaced(turn: Turn) -> Any:
         lambda turn: commit_job(turn, change=with_left(turn, change=None)),
         lambda turn: commit_job(turn, change=with_left(turn, change=replaced(turn))),
         lambda turn: commit_job(turn, change=with_left(turn, checkpoints=(EncodedCheckpoint("w", "c", "{}"),))),
-        lambda turn: commit_job(turn)._replace(
-            turn=dataclasses.replace(turn, session=dataclasses.replace(turn.session, is_rewritten=True))
-        ),
+        lambda turn: commit_job(turn)._replace(turn=turn._replace(session=turn.session._replace(is_rewritten=True))),
     ],
     ids=["something pending", "no change", "another store", "a changed history", "a checkpoint", "closed calls"],
 )

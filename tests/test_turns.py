@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import threading
 import uuid
@@ -345,7 +344,7 @@ def test_committing_what_failed_changes_nothing():
 
 def test_a_turn_of_another_process_is_neither_committed_nor_failed():
     turn = begin()
-    other = dataclasses.replace(turn, owner="b" * 32)
+    other = turn._replace(owner="b" * 32)
     before = rows()
     with pytest.raises(RunInterrupted):
         commit(other, "a")

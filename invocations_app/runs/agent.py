@@ -12,8 +12,7 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent_framework import AgentResponse, AgentSession, Message
 
@@ -38,8 +37,7 @@ _CLOSE_SECONDS = 10
 _CALLS = frozenset({"function_call", "function_result"})
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """What a run gave.
 
     Attributes:

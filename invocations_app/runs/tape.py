@@ -197,6 +197,9 @@ class Tape:
 
     def _trim(self) -> None:
         """Let go of what nobody needs any more, and reckon how far the writer may write without a look."""
+        if not self.last and self._logged is not None:
+            # As it was made: most runs are plain, and write nothing.
+            return
         taken, taken_bytes = self.last, self.written_bytes
         for place in self._holders:
             taken = min(taken, place.position)

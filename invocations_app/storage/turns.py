@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from django.db import IntegrityError, transaction
 from django.db.models import F, Q
@@ -74,8 +74,7 @@ class TurnRequest:
         return self.invocation.session_id or None
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedSession:
+class ClaimedSession(NamedTuple):
     """A session as it was when a turn claimed it.
 
     Attributes:
@@ -105,8 +104,7 @@ class ClaimedSession:
     checkpoint: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """A turn that was begun.
 
     Attributes:
