@@ -111,6 +111,17 @@ class Fleet:
                 server.stop()
             server.check_log()
 
+    def prepared(self, kind: Kind) -> dict[str, str]:
+        """Return the variables of a process that runs a kind of server with an empty store, itself without one.
+
+        Args:
+            kind: Which; on SQLite.
+        """
+        directory = Path(tempfile.mkdtemp(dir=self._directory))
+        if kind.is_ours:
+            shutil.copy(self._prepared_sqlite(), directory / "bench.sqlite3")
+        return self._environment(directory) | dict(kind.environment)
+
     def _environment(self, directory: Path) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("BENCH_")}
         for name in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE", "FOUNDRY_AGENT_SESSION_ID"):

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import plan, plot, profile, report, rounds, wrk
+from benchmarks import instructions, plan, plot, profile, report, rounds, wrk
 from benchmarks.asking import Answer, request_bytes
 from benchmarks.fleet import Fleet, Kind, ServerFailed
+from benchmarks.in_process import Driver
 from benchmarks.plan import GOALS, KINDS, QUICK, SCENARIOS, TINY, Goal, Scenario
 from benchmarks.report import Row
 from benchmarks.rounds import Results, Sample
+from benchmarks.wrk import WrongAnswers
 
 needs_wrk = pytest.mark.skipif(not wrk.is_installed(), reason="wrk is not installed")
 
@@ -223,3 +225,35 @@ def test_profile_counts_a_function_once_a_stack() -> None:
         "   75.0 %  b (x.py:2)",
         "   25.0 %  c (x.py:3)",
     ]
+
+
+def test_instructions_are_those_of_one_turn() -> None:
+    assert instructions.per_turn("TURNS 32\n", "==7== \n==7== Collected : 64000032\n") == 2_000_001
+    assert instructions.per_turn("", "==7== Collected : 64000000\n") is None
+    assert instructions.per_turn("TURNS 32\n", "valgrind: fatal error\n") is None
+
+
+def answering(status: int, body: bytes) -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        given.append((scope["path"], json.loads((await receive())["body"])))
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    given: list[Any] = []
+    app.given = given  # type: ignore[attr-defined]
+    return app
+
+
+async def test_turns_in_process_are_counted_and_have_sessions_of_their_own() -> None:
+    app = answering(200, b'{"response":"pong"}')
+    driver = Driver(app, "/invoke", 2, saves=True, updates=0)
+    assert await driver.take(5) == 4
+    assert sorted(body["session_id"] for _, body in app.given) == ["s-1", "s-2", "s-3", "s-4"]
+    assert {path for path, _ in app.given} == {"/invoke"}
+
+
+@pytest.mark.parametrize(("status", "body"), [(500, b'{"response":"pong"}'), (200, b"{}")])
+async def test_a_wrong_answer_in_process_ends_the_count(status: int, body: bytes) -> None:
+    driver = Driver(answering(status, body), "/invoke", 1, saves=False, updates=0)
+    with pytest.raises(WrongAnswers):
+        await driver.take(1)
