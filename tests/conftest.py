@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 
 import django
+import hypothesis
 import pytest
 from asgiref.sync import SyncToAsync
 from django.contrib.auth import get_user_model
@@ -13,6 +14,7 @@ from django.contrib.auth.models import Permission, User
 from django.contrib.contenttypes.models import ContentType
 from django.db import connections
 from django.test import Client
+from hypothesis import strategies as st
 
 from invocations_app import conf
 from invocations_app.models import InvocationRecord, SessionRecord
@@ -20,6 +22,11 @@ from invocations_app.storage import database, kept
 from invocations_app.views import checking
 from tests import fakes
 from tests.server import SiteServer, Wire
+
+
+def pytest_collection_finish() -> None:
+    """Make hypothesis's table of characters ahead of the first test that needs it: that takes long for a test."""
+    hypothesis.find(st.text(), lambda _: True)
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from invocations_app import json_text
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10)
+TEXTS = st.text(max_size=8)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=5
+)
 KINDS: list[dict[str, Any]] = [
     {},
     {"sort_keys": True},
@@ -27,7 +30,7 @@ def standard(value: Any, *, compact: bool = False, **arguments: Any) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(value=VALUES)
 def test_text_is_the_standard_librarys(kind: dict[str, Any], value: Any) -> None:
     assert json_text.encoder(**kind)(value) == standard(value, **kind)

@@ -423,6 +423,7 @@ def test_a_history_is_freed_in_pieces():
 async def test_what_there_is_no_room_for_is_freed_while_nobody_waits(settings, monkeypatch):
     settings.INVOCATIONS_HOST = {"SESSION_CACHE_COUNT": 1}
     monkeypatch.setattr(kept, "PIECE", 1)
+    monkeypatch.setattr(groups, "_FREE_SECONDS", 0.3)
     freed = asyncio.Event()
     original = kept.free
     monkeypatch.setattr(kept, "free", lambda history: original(history) or freed.set())

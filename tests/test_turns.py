@@ -28,7 +28,7 @@ from invocations_app.exceptions import (
 )
 from invocations_app.isolation import Scope
 from invocations_app.models import EventRecord, InvocationRecord, MessageRecord, SessionRecord
-from invocations_app.storage import endings, snapshots, turns
+from invocations_app.storage import endings, leases, snapshots, turns
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.event_log import Batch
 from invocations_app.storage.invocations import StoredInvocation
@@ -576,3 +576,26 @@ def test_turns_of_several_sessions_at_once_all_commit():
     assert outcomes == [None] * 6
     assert SessionRecord.objects.filter(version=1, claimed_by=None).count() == 6
     assert MessageRecord.objects.count() == 6
+
+
+def test_a_renewal_leaves_a_session_that_was_claimed_meanwhile_to_its_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has claimed it holds its row, and may wait for the record's, which the renewal holds: a deadlock."""
+    commit(begin("s1"))
+    turn = begin("s1", on_busy="wait")
+    session = SessionRecord.objects.filter(pk=turn.session_pk)
+    session.update(claimed_by=None, claim_expires_at=None)
+    claimed_until = timezone.now() + timedelta(seconds=7)
+    real = leases.clock.from_now
+
+    def claim_now(seconds: float) -> Any:
+        # Between the look at the sessions and the writing of the records.
+        if session.get().claimed_by is None:
+            session.update(claimed_by=turn.record_pk, claim_expires_at=claimed_until)
+        return real(seconds)
+
+    monkeypatch.setattr(leases.clock, "from_now", claim_now)
+    assert leases._renew(OWNER, [turn.record_pk], 600).held == {turn.record_pk}
+    assert session.get().claim_expires_at == claimed_until
+    monkeypatch.undo()
+    leases._renew(OWNER, [turn.record_pk], 600)
+    assert session.get().claim_expires_at > claimed_until

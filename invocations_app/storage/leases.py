@@ -53,15 +53,18 @@ def _renew(owner: str, record_pks: Sequence[int], lease_seconds: float) -> News:
     # Sorted, so that two processes that meet lock rows in one order.
     for some in _chunks(sorted(record_pks)):
         with transaction.atomic(using=using):
-            sessions = SessionRecord.objects.using(using).filter(claimed_by__in=some)
+            sessions = SessionRecord.objects.using(using).filter(claimed_by__in=some).order_by("pk")
             if connections[using].features.has_select_for_update:
-                list(sessions.select_for_update().order_by("pk").values_list("pk"))
+                sessions = sessions.select_for_update()
+            locked = list(sessions.values_list("pk", flat=True))
             held = InvocationRecord.objects.using(using).filter(pk__in=some, owner=owner, status__in=LIVE)
             # A lease that ran out is not renewed: somebody may be about to take the session over.
             held = held.exclude(clock.is_past("lease_expires_at"))
             renewed = list(held.order_by("pk").values_list("pk", flat=True))
             held.update(lease_expires_at=clock.from_now(lease_seconds))
-            sessions.filter(claimed_by__in=renewed).update(claim_expires_at=clock.from_now(lease_seconds))
+            # Not one that was claimed since: whoever holds its row may be waiting for the record's, which is ours now.
+            claimed = SessionRecord.objects.using(using).filter(pk__in=locked, claimed_by__in=renewed)
+            claimed.update(claim_expires_at=clock.from_now(lease_seconds))
     return _look(owner, record_pks)
 
 
