@@ -243,16 +243,16 @@ class _Watches:
     """Those that wait to begin: one timer for all of them, as most are over before it comes."""
 
     def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._young: deque[tuple[float, _Watch]] = deque()
+        # Together, as loops of several threads may come by turns; each one's timer knows its own.
+        self._latest: tuple[asyncio.AbstractEventLoop | None, deque[tuple[float, _Watch]]] = (None, deque())
 
     def start_later(self, watch: _Watch) -> None:
         """Have a watch begin after 50 ms, if it is not over by then."""
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            # The other one, if it still runs, knows its own.
-            self._loop, self._young = loop, deque()
-        young = self._young
+        known, young = self._latest
+        if loop is not known:
+            young = deque()
+            self._latest = loop, young
         young.append((loop.time() + _WATCH_SECONDS, watch))
         if len(young) == 1:
             self._call_later(loop, young, _WATCH_SECONDS)
