@@ -108,7 +108,7 @@ async def drop(task: asyncio.Future[Any]) -> None:
         await task
 
 
-async def until(condition: Callable[[], Any], what: str = "the condition", seconds: float = 3) -> None:
+async def until(condition: Callable[[], Any], what: str = "the condition", seconds: float = 15) -> None:
     """Wait until a condition holds.
 
     Raises:

@@ -40,7 +40,7 @@ T = TypeVar("T")
 Message: TypeAlias = MutableMapping[str, Any]
 
 INVOKE = "/invocations/invoke"
-WAIT_SECONDS = 4.0
+WAIT_SECONDS = 15.0
 _LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "uvloop": uvloop.new_event_loop,
     "asyncio": asyncio.new_event_loop,

@@ -493,7 +493,7 @@ async def test_events_are_in_the_log_after_the_interval(settings):
 
 
 async def test_the_events_of_many_runs_are_one_transaction(settings, monkeypatch):
-    settings.INVOCATIONS_HOST = {"EVENT_FLUSH_MILLISECONDS": 60}
+    settings.INVOCATIONS_HOST = {"EVENT_FLUSH_MILLISECONDS": 600}
     calls: list[int] = []
     real = event_log._append
     monkeypatch.setattr(event_log, "_append", lambda owner, some: (calls.append(len(some)), real(owner, some))[1])

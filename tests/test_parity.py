@@ -34,7 +34,6 @@ def test_recording_is_of_the_version_that_the_extra_installs() -> None:
     assert (RECORDING["package"], RECORDING["version"]) == ("agent-framework-foundry-hosting", pinned)
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize("name", GROUPS)
 def test_answers_are_those_of_the_published_host_but_for_the_listed_differences(
     name: str,

@@ -537,7 +537,6 @@ def at_once(count: int, function: Any) -> list[Any]:
     return outcomes
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize("is_new", [True, False])
 def test_of_several_begins_of_one_session_exactly_one_wins(is_new):
     if not is_new:
@@ -551,7 +550,6 @@ def test_of_several_begins_of_one_session_exactly_one_wins(is_new):
     assert SessionRecord.objects.get().claimed_by == winner.record_pk
 
 
-@pytest.mark.timeout(30)
 def test_of_several_begins_of_one_invocation_exactly_one_wins():
     outcomes = at_once(6, lambda number: begin_any(f"s{number}", invocation_id="i1"))
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["StoredInvocation"] * 5 + ["Turn"]
@@ -560,7 +558,6 @@ def test_of_several_begins_of_one_invocation_exactly_one_wins():
     assert {outcome.pk if isinstance(outcome, StoredInvocation) else outcome.record_pk for outcome in outcomes} == {pk}
 
 
-@pytest.mark.timeout(30)
 def test_an_expired_claim_is_taken_over_once():
     old = begin()
     expire()
@@ -570,7 +567,6 @@ def test_an_expired_claim_is_taken_over_once():
     assert SessionRecord.objects.get().claim_number == 2
 
 
-@pytest.mark.timeout(30)
 def test_turns_of_several_sessions_at_once_all_commit():
     outcomes = at_once(6, lambda number: commit(begin(f"s{number}"), f"text {number}"))
     assert outcomes == [None] * 6

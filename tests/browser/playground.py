@@ -42,9 +42,10 @@ class Playground:
         return self.page.locator("#frames li")
 
     async def open(self, endpoint: str = "default", session: str | None = None) -> Playground:
-        """Open the page on a session, one of its own unless told."""
+        """Open the page on a session, one of its own unless told, and wait until all that is stored of it is shown."""
         await self.page.goto(f"/?{urlencode({'endpoint': endpoint, 'session': session or f'test-{uuid.uuid4()}'})}")
         await expect(self.page.get_by_label("Endpoint")).to_have_value(endpoint)
+        await expect(self.page.locator("#conversation")).to_have_attribute("aria-busy", "false")
         return self
 
     async def say(self, text: str) -> str:

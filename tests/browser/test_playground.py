@@ -102,6 +102,8 @@ async def test_reload_during_a_run_picks_it_up(play: Playground) -> None:
 async def test_run_that_ended_while_nobody_looked_is_shown(play: Playground) -> None:
     address = play.page.url
     invocation_id = await play.say("Count to 20.")
+    # A page that is left before its request is out has sent nothing.
+    await expect(play.body).to_contain_text("2 …")
     await play.page.goto("/readiness")
     while (await play.status(invocation_id))["status"] == "running":
         await asyncio.sleep(0.1)

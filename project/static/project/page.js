@@ -37,6 +37,11 @@ export function add(...items) {
   scrollToEnd();
 }
 
+/** Say whether what is stored of the conversation is still to come. */
+export function showBusy(isBusy) {
+  conversation.setAttribute("aria-busy", String(isBusy));
+}
+
 /** Begin an empty conversation. */
 export function clear() {
   conversation.replaceChildren();

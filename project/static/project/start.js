@@ -6,7 +6,7 @@ import { Answer, question, storedMessages } from "./conversation.js";
 import { byId, make, sendOnEnter } from "./dom.js";
 import { Frames } from "./frames.js";
 import { newId } from "./ids.js";
-import { add, clear, isAtEnd, say, sayAnswer, scrollToEnd, tell } from "./page.js";
+import { add, clear, isAtEnd, say, sayAnswer, scrollToEnd, showBusy, tell } from "./page.js";
 import { closeOverlays, startPanels } from "./panels.js";
 import { showPending } from "./pending.js";
 import { RequestPane } from "./request_pane.js";
@@ -203,15 +203,24 @@ async function open(alias, id) {
   showState();
   showDraft();
   refreshSessions();
+  showBusy(Boolean(id));
   if (!id) return;
-  const stored = showStored(id, visit);
+  const stored = showSession(id, visit);
   shown = stored;
   const { live, unsettled } = await stored;
+  if (visit === visits) showBusy(false);
   for (const one of live) {
     if (visit !== visits) return;
     await resume(one);
   }
-  if (visit === visits && !current) await showOpenQuestions(unsettled, visit);
+  if (live.length && visit === visits && !current) await showOpenQuestions(unsettled, visit);
+}
+
+/** Show what is stored of a session, and what it asks a person unless something runs that may answer it. */
+async function showSession(id, visit) {
+  const stored = await showStored(id, visit);
+  if (!stored.live.length) await showOpenQuestions(stored.unsettled, visit);
+  return stored;
 }
 
 /** Show what is stored of a session; returns what of it runs, and what is not settled. */
