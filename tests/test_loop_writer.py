@@ -289,7 +289,7 @@ async def test_whatever_fails_is_taken_back_and_done_by_the_thread(ready: Sent, 
 
 
 async def test_a_connection_that_broke_is_replaced(ready: Sent) -> None:
-    broken = loop_writer.writer._connection
+    broken = loop_writer.writer._own._connection
     broken.connection.close()
     await whole_turn("s1")
     await settled()
@@ -299,7 +299,7 @@ async def test_a_connection_that_broke_is_replaced(ready: Sent) -> None:
     ready.taken()
     await whole_turn("s3")
     assert ready.taken() == []
-    assert loop_writer.writer._connection is not broken
+    assert loop_writer.writer._own._connection is not broken
     assert await count(InvocationRecord, status="succeeded") == 4
 
 
@@ -310,7 +310,7 @@ async def test_a_connection_that_cannot_be_opened_is_asked_for_again(
         raise sqlite3.OperationalError("unable to open database file")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop_writer, "_flushes_nothing", fail)
+        patch.setattr(loop_writer.writer._own, "_suits", fail)
         await whole_turn("s1")
         await settled()
         assert sent.taken() == ["_connect", "_carry_out", "_connect", "_carry_out"]
@@ -370,7 +370,7 @@ async def test_an_order_that_cannot_be_told_fails_its_own_group_only(ready: Sent
 
 
 async def test_closing_the_connections_closes_this_one_too(ready: Sent) -> None:
-    driver = loop_writer.writer._connection.connection
+    driver = loop_writer.writer._own._connection.connection
     await asyncio.to_thread(database.close)
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         driver.execute("SELECT 1")
@@ -403,7 +403,7 @@ async def test_only_a_database_whose_commit_flushes_nothing_is_written_to_from_h
 
 
 async def test_a_database_that_flushes_is_asked_about_once(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_writer, "_flushes_nothing", lambda _: False)
+    monkeypatch.setattr(loop_writer.writer._own, "_suits", lambda _: False)
     for number in range(3):
         await whole_turn(f"s{number}")
         await settled()
