@@ -481,6 +481,8 @@ class Terminal:
                 "PYTHONIOENCODING": "utf-8",
             }
             os.chdir(REPO)
+            # Tests that a shell runs in the background have it ignored.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             command = [sys.executable, "-W", "ignore", "manage.py", "invoke", "--no-color", *arguments]
             os.execve(sys.executable, command, environment)
 
