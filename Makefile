@@ -35,7 +35,7 @@ pytest: setup browser
 	$(BIN)/python -m tests.postgres $(BIN)/pytest -m "not soak" $(ON_POSTGRESQL)
 
 # What is tested in one process too, once more on the other database.
-ON_POSTGRESQL := tests/test_turns.py tests/test_swift.py tests/test_grouping.py tests/test_session_store.py tests/test_sessions.py tests/test_replay.py tests/test_overview.py tests/test_indexes.py
+ON_POSTGRESQL := tests/test_turns.py tests/test_swift.py tests/test_grouping.py tests/test_session_store.py tests/test_sessions.py tests/test_replay.py tests/test_overview.py tests/test_indexes.py tests/test_lookup.py tests/test_token_lookup.py
 
 # Only where this user may install it; with CI=true the tests fail without one.
 browser:

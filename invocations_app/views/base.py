@@ -18,6 +18,7 @@ from django.http.request import QueryDict, RawPostDataException, UnreadablePostE
 from django.http.response import HttpResponseBase
 from django.utils.datastructures import MultiValueDict
 from rest_framework import exceptions as drf
+from rest_framework.authentication import TokenAuthentication
 from rest_framework.permissions import AllowAny
 
 from invocations_app import conf, isolation
@@ -27,7 +28,7 @@ from invocations_app.envelope import DialectName
 from invocations_app.exceptions import BodyTooLarge, InvocationError, StorageUnavailable, TargetFailed
 from invocations_app.isolation import RequestKeys, Scope
 from invocations_app.runs import UNREACHABLE
-from invocations_app.views import checking
+from invocations_app.views import checking, tokens
 from invocations_app.views.responses import json_response
 
 logger = logging.getLogger("invocations_app.views")
@@ -111,13 +112,15 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf is not typed
 
     async def _admit(self, request: HttpRequest) -> None:
         permissions = [permission for permission in self.get_permissions() if type(permission) is not AllowAny]
-        is_checked = bool(self.get_authenticators() or permissions or self.get_throttles())
+        throttles = self.get_throttles()
+        is_checked = bool(self.get_authenticators() or permissions or throttles)
         # A site's tests say who it is without asking anybody.
         is_checked = is_checked or hasattr(request, "_force_auth_user")
         if is_checked or self.asks_rest_request:
             self.request = _without_form(self.initialize_request(request, *self.args, **self.kwargs))
         if is_checked:
-            await checking.check(self.initial, self.request)
+            is_lookup = checking.is_lookup(self.request.authenticators, permissions, throttles)
+            await checking.check(self.initial, self.request, is_lookup=is_lookup)
         else:
             # There is nothing to check, so nothing that would touch the database in a thread.
             self.keys = self._read_keys(request)
@@ -144,7 +147,8 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf is not typed
 
     def get_authenticators(self) -> list[Any]:
         """Return the endpoint's authentication, or DRF's."""
-        return _instances(self.endpoint.authentication_classes, self.authentication_classes)
+        found = _instances(self.endpoint.authentication_classes, self.authentication_classes)
+        return [tokens.QuickTokenAuthentication() if type(each) is TokenAuthentication else each for each in found]
 
     def get_permissions(self) -> list[Any]:
         """Return the endpoint's permissions, or DRF's."""

@@ -1,21 +1,29 @@
-"""Threads for the checks of callers: authentication, permissions, throttles.
+"""The checks of callers: authentication, permissions, throttles.
 
-A thread for each request, as Django has it, would open a connection to the
-database for each one too. These last, and some of them keep their connections.
+They are sync, and may wait, so they are made in threads. A thread for each
+request, as Django has it, would open a connection to the database for each one
+too. These last, and some of them keep their connections. Where nothing is done
+but to look up DRF's token, in a database that can be read without waiting, that
+is done where the request is, without a thread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
-from django.db import DatabaseError, connections
+from django.contrib.auth import get_user_model
+from django.db import DatabaseError, connections, router
+from django.db.models.signals import post_init, pre_init
+from rest_framework.permissions import IsAdminUser, IsAuthenticated, IsAuthenticatedOrReadOnly
 
 from invocations_app.storage import database
+from invocations_app.storage.loop_reader import LoopReader, NotHere
+from invocations_app.views.tokens import QuickTokenAuthentication
 
 T = TypeVar("T")
 
@@ -30,18 +38,52 @@ _call_in_thread: Callable[..., Awaitable[Any]] | None = None
 _local = threading.local()
 
 
-async def check(function: Callable[..., T], *args: object) -> T:
+# What these ask of the user was read with it. Exactly these: a subclass may do anything.
+_ASKS_THE_USER = frozenset({IsAuthenticated, IsAdminUser, IsAuthenticatedOrReadOnly})
+
+
+async def check(function: Callable[..., T], *args: object, is_lookup: bool = False) -> T:
     """Call a function that may use the ORM, in the context of the caller.
 
     Args:
         function: The function.
         *args: Its arguments.
+        is_lookup: Whether it does nothing that waits but to look up a token, as `is_lookup` says.
 
     Returns:
         What it returns.
     """
+    if is_lookup:
+        with contextlib.suppress(NotHere):
+            return _tokens.read(function, *args)
     result: T = await (_call_in_thread or _start())(function, *args)
     return result
+
+
+def is_lookup(authenticators: Iterable[object], permissions: Iterable[object], throttles: Iterable[object]) -> bool:
+    """Return whether nothing of all this waits but to look up DRF's token and its user.
+
+    Args:
+        authenticators: What DRF's request asks who it is.
+        permissions: What is asked for permission, but for `AllowAny`.
+        throttles: What counts the caller's requests.
+    """
+    return (
+        {type(each) for each in authenticators} == {QuickTokenAuthentication}
+        and _ASKS_THE_USER.issuperset(type(each) for each in permissions)
+        and not any(True for _ in throttles)
+        and not any(signal.has_listeners(get_user_model()) for signal in (pre_init, post_init))
+    )
+
+
+def _database_of_tokens() -> str:
+    # The application need not be installed where nobody uses it.
+    from rest_framework.authtoken.models import Token
+
+    return router.db_for_read(Token)
+
+
+_tokens = LoopReader(_database_of_tokens)
 
 
 def close() -> None:
@@ -51,8 +93,9 @@ def close() -> None:
         executor, _executor, _call_in_thread = _executor, None, None
     if executor is None:
         return
-    # Each thread meets the others here, so that each closes its own connections.
-    threads = len(executor._threads)
+    # Each thread meets the others here, so that each closes its own connections; one that is not quite done is not to
+    # be joined by another one, which would do so in its place.
+    executor._max_workers = threads = len(executor._threads)
     barrier = threading.Barrier(threads) if threads else None
     for _ in range(threads):
         executor.submit(_close_connections, barrier)
