@@ -33,8 +33,7 @@ def random_hex(digits: int = DIGITS) -> str:
         try:
             return _pool.pop()[:digits]
         except IndexError:
-            text = os.urandom(_AT_ONCE * DIGITS // 2).hex()
-            _pool.extend(text[start : start + DIGITS] for start in range(0, len(text), DIGITS))
+            _pool.extend(os.urandom(_AT_ONCE * DIGITS // 2).hex(" ", DIGITS // 2).split())
 
 
 def new_uuid() -> str:

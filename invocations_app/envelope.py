@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import quote
 
 from invocations_app import json_text
@@ -68,8 +68,7 @@ class Invocation:
         return self.background or self.delivery != "originating"
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedRequest:
+class ParsedRequest(NamedTuple):
     """An invocation with what the replay look-up needs of its request.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from datetime import UTC, datetime, timedelta, timezone
@@ -139,13 +138,13 @@ class TestRecords:
     def test_one_that_a_worker_takes_counts_from_its_beginning(self) -> None:
         begun_at = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
         invocation = Invocation(id="i1", endpoint=SCOPE.endpoint, dialect="channel", session_mode="disabled")
-        asked = turns.TurnRequest(invocation, SCOPE, None, "f" * 64, "c", "", 60, handed_input="{}", begun_at=begun_at)
+        asked = turns.TurnRequest(invocation, SCOPE, None, "f" * 64, "c", "", begun_at, 60, handed_input="{}")
         handed = turns.begin_now(asked)
         assert isinstance(handed, turns.Handed)
         taken = handover._take(handed.record_pk, OWNER, 60)
         assert taken is not None
         assert (handed.begun_at, taken.begun_at) == (begun_at, begun_at)
-        turn = turns.resume(dataclasses.replace(request(None), begun_at=taken.begun_at), handed.record_pk, None)
+        turn = turns.resume(request(None)._replace(begun_at=taken.begun_at), handed.record_pk, None)
         assert isinstance(turn, turns.Turn)
         commit(turn)
         assert figures_of(stored()) == due(stored())

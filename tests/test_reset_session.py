@@ -133,7 +133,8 @@ async def test_a_turn_whose_process_is_gone_does_not_refuse(settings):
     def begin() -> None:
         for name in ("running", "queued"):
             invocation = Invocation(id=name, endpoint="default", dialect="channel", input=[], session_id="s1")
-            turns.begin_now(turns.TurnRequest(invocation, SCOPE, None, "f" * 64, name, "gone", 60, "wait"))
+            asked = turns.TurnRequest(invocation, SCOPE, None, "f" * 64, name, "gone", timezone.now(), 60, "wait")
+            turns.begin_now(asked)
         abandon(status__in=["running", "queued"])
 
     await on_database(begin)
@@ -148,7 +149,7 @@ async def test_a_turn_whose_process_is_gone_does_not_refuse(settings):
 async def test_a_turn_that_comes_back_to_an_archived_session_writes_nothing(settings):
     settings.INVOCATIONS = endpoint()
     invocation = Invocation(id="i1", endpoint="default", dialect="channel", input=[], session_id="s1")
-    request = turns.TurnRequest(invocation, SCOPE, None, "f" * 64, "c", "sleeps", 60)
+    request = turns.TurnRequest(invocation, SCOPE, None, "f" * 64, "c", "sleeps", timezone.now(), 60)
     turn = await on_database(lambda: turns.begin_now(request))
     assert isinstance(turn, turns.Turn)
     await on_database(lambda: expire(invocation_id="i1"))
@@ -176,7 +177,7 @@ async def test_what_was_pending_is_dropped_and_the_asking_invocation_cancelled(s
 
     def leave_pending() -> None:
         invocation = Invocation(id="asks", endpoint="default", dialect="channel", input=[], session_id="s1")
-        turn = turns.begin_now(turns.TurnRequest(invocation, SCOPE, None, "f" * 64, "c", "me", 60))
+        turn = turns.begin_now(turns.TurnRequest(invocation, SCOPE, None, "f" * 64, "c", "me", timezone.now(), 60))
         assert isinstance(turn, turns.Turn)
         asked = {"request_id": "r1", "type": "approval", "tool": "delete", "arguments": {}}
         left = SessionChange(None, (PendingRequest("r1", "approval", asked, {}),))

@@ -69,6 +69,7 @@ def begin(session_id: str) -> turns.Turn:
             fingerprint="f" * 64,
             correlation_id="",
             owner="here",
+            begun_at=timezone.now(),
             lease_seconds=60,
         )
     )

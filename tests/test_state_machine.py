@@ -138,6 +138,7 @@ class Turns(RuleBasedStateMachine):
             fingerprint="f" * 64,
             correlation_id=uuid.uuid4().hex,
             owner=owner,
+            begun_at=timezone.now(),
             lease_seconds=600,
             on_busy=on_busy,
         )

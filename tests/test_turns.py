@@ -64,7 +64,9 @@ def request(
         background=background,
         metadata=metadata or {},
     )
-    return turns.TurnRequest(invocation, scope, None, "f" * 64, uuid.uuid4().hex, owner, lease_seconds, on_busy)
+    correlation_id = uuid.uuid4().hex
+    now = timezone.now()
+    return turns.TurnRequest(invocation, scope, None, "f" * 64, correlation_id, owner, now, lease_seconds, on_busy)
 
 
 def begin_any(session_id: str | None = "s1", **kwargs: Any) -> turns.Begun:

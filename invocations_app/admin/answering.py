@@ -106,7 +106,7 @@ def _parse(
         kind=known_kind(endpoint),
     )
     # As the turn that asked: it decides which hook applies.
-    return dataclasses.replace(parsed, invocation=dataclasses.replace(parsed.invocation, stream=invocation.stream))
+    return parsed._replace(invocation=dataclasses.replace(parsed.invocation, stream=invocation.stream))
 
 
 def _keys_of(invocation: InvocationRecord) -> RequestKeys:

@@ -13,10 +13,9 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from invocations_app import conf, delivery, hooks, isolation, targets
 from invocations_app.conf import EndpointSettings
@@ -72,8 +71,7 @@ _FIRST_STEPS = 16
 _JOINED_POLL_SECONDS = 1
 
 
-@dataclass(frozen=True, slots=True)
-class RunRequest:
+class RunRequest(NamedTuple):
     """What starts a run.
 
     Attributes:
@@ -86,7 +84,8 @@ class RunRequest:
         can_stream: Whether the server can stream (ASGI).
         taken: The record, where another process has begun the turn and this one took
             it over; None where it is still to be begun.
-        correlation_id: Id of the record that says nothing of the caller, the only one that logs carry.
+        correlation_id: Id of the record that says nothing of the caller, the only one that logs carry; empty for
+            a new one.
     """
 
     parsed: ParsedRequest
@@ -97,7 +96,7 @@ class RunRequest:
     request: Any
     can_stream: bool
     taken: Taken | None = None
-    correlation_id: str = field(default_factory=new_correlation_id)
+    correlation_id: str = ""
 
 
 class Run:
@@ -121,7 +120,7 @@ class Run:
         loop = asyncio.get_running_loop()
         self.invocation: Invocation = request.parsed.invocation
         self.endpoint = request.endpoint
-        self.correlation_id = request.correlation_id
+        self.correlation_id = request.correlation_id or new_correlation_id()
         self.record_pk: int | None = None
         self.is_queued = False
         self.started: asyncio.Future[StoredInvocation | None] = loop.create_future()

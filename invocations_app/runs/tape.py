@@ -197,8 +197,9 @@ class Tape:
 
     def _trim(self) -> None:
         """Let go of what nobody needs any more, and reckon how far the writer may write without a look."""
-        if not self.last and self._logged is not None:
-            # As it was made: most runs are plain, and write nothing.
+        if not self.last:
+            # Most runs are plain, and write nothing.
+            self._look_at = 0 if self._logged is None and not self._holders else min(HIGH_WATER, FLUSH_EVENTS)
             return
         taken, taken_bytes = self.last, self.written_bytes
         for place in self._holders:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -31,8 +31,7 @@ from invocations_app.storage.snapshots import History, MessageRow
 Status = InvocationRecord.Status
 
 
-@dataclass(frozen=True, slots=True)
-class TurnRequest:
+class TurnRequest(NamedTuple):
     """What begins a turn.
 
     Attributes:
@@ -42,6 +41,7 @@ class TurnRequest:
         fingerprint: Digest of the request; see `envelope.fingerprint`.
         correlation_id: The record's random id, the only one that logs carry.
         owner: Id of the process.
+        begun_at: When it was begun.
         lease_seconds: Time after which the process counts as gone.
         on_busy: Whether to wait for a busy session.
         check_reply: Checks the value of a reply to a pending request further; None for no more.
@@ -49,7 +49,6 @@ class TurnRequest:
         handed_input: What a worker on another machine needs to run it; empty where
             this process runs it.
         is_unknown: Whether nobody can ask for it before its end: no id of the caller's, and no answer before that.
-        begun_at: When it was begun.
     """
 
     invocation: Invocation
@@ -58,13 +57,13 @@ class TurnRequest:
     fingerprint: str
     correlation_id: str
     owner: str
+    begun_at: datetime
     lease_seconds: float
     on_busy: Literal["wait", "reject"] = "wait"
     check_reply: CheckReply | None = None
     with_checkpoint: bool = False
     handed_input: str = ""
     is_unknown: bool = False
-    begun_at: datetime = field(default_factory=timezone.now)
 
     @property
     def session_id(self) -> str | None:
