@@ -83,7 +83,7 @@ def play(turn: OneTurn, asked: turns.TurnRequest, begin: Begin, commit: Committi
 
 
 def asked_for(turn: OneTurn) -> turns.TurnRequest:
-    return dataclasses.replace(request(turn.session_id, **turn.begin), user_pk=turn.user_pk)
+    return request(turn.session_id, **turn.begin)._replace(user_pk=turn.user_pk)
 
 
 def comparable(found: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
@@ -228,7 +228,7 @@ def test_rows_of_turns_together_are_those_of_the_orm(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(records, "new_opaque_id", lambda numbers=numbers: f"opaque-{next(numbers)}")
         for some in ids:
             asked = [
-                dataclasses.replace(one, invocation=dataclasses.replace(one.invocation, id=name), correlation_id=name)
+                one._replace(invocation=dataclasses.replace(one.invocation, id=name), correlation_id=name)
                 for one, name in zip((asked_for(turn) for turn in told), some, strict=False)
             ]
             if way == "together":
@@ -327,7 +327,7 @@ def assert_not_swift(function: Callable[..., Any], job: Any) -> None:
 
 def with_invocation(**changed: Any) -> turns.TurnRequest:
     asked = request("s1")
-    return dataclasses.replace(asked, invocation=dataclasses.replace(asked.invocation, **changed))
+    return asked._replace(invocation=dataclasses.replace(asked.invocation, **changed))
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def with_invocation(**changed: Any) -> turns.TurnRequest:
     [
         with_invocation(responses={"r1": True}),
         with_invocation(delivery="none"),
-        dataclasses.replace(request("s1"), with_checkpoint=True),
+        request("s1")._replace(with_checkpoint=True),
     ],
     ids=["replies", "delivery elsewhere", "a workflow"],
 )
@@ -473,23 +473,21 @@ def test_turn_that_was_committed_is_left_alone() -> None:
         (request("s1"), False, False),
         (request(None, stream=True), False, False),
         (request(None, background=True), False, False),
-        (dataclasses.replace(with_invocation(session_id=None, delivery="none")), False, False),
-        (dataclasses.replace(with_invocation(session_id=None, responses={})), False, False),
+        (with_invocation(session_id=None, delivery="none"), False, False),
+        (with_invocation(session_id=None, responses={}), False, False),
     ],
 )
 def test_only_what_nobody_could_ask_for_is_recorded_at_its_end(
     asked: turns.TurnRequest, id_given: bool, may_be: bool
 ) -> None:
     is_unknown = turns.can_nobody_ask(asked.invocation, id_given=id_given)
-    assert turns.may_be_recorded_at_its_end(dataclasses.replace(asked, is_unknown=is_unknown)) is may_be
+    assert turns.may_be_recorded_at_its_end(asked._replace(is_unknown=is_unknown)) is may_be
 
 
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has one way to flush for all transactions")
 @pytest.mark.parametrize(("unknown", "flushed"), [([True, True], "off"), ([True, False], "on"), ([False], "on")])
 def test_only_begins_that_nobody_could_ask_for_do_not_wait_for_the_disk(unknown: list[bool], flushed: str) -> None:
-    asked = [
-        dataclasses.replace(request(f"s{place}"), is_unknown=is_unknown) for place, is_unknown in enumerate(unknown)
-    ]
+    asked = [request(f"s{place}")._replace(is_unknown=is_unknown) for place, is_unknown in enumerate(unknown)]
     with transaction.atomic(), closing(driver_cursor(connection)) as cursor:
         begun = swift.begin(connection, cursor, asked)
         cursor.execute("SHOW synchronous_commit")
