@@ -85,9 +85,9 @@ def _plain_text(content: Any) -> str | None:
 
 
 def _properties(value: Any) -> str | None:
-    if not _is_json_object(value):
-        return None
-    return _text_of(value) if value else "{}"
+    if not value and type(value) is dict:
+        return "{}"
+    return _text_of(value) if _is_json_object(value) else None
 
 
 def _is_json_object(value: Any) -> bool:

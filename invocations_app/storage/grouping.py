@@ -138,7 +138,8 @@ class Group(Generic[Job, T]):
         """Do what can be done in the event loop's own thread; return the others, which go the long way."""
         done: Mapping[int, T] = {}
         try:
-            entries.sort(key=self._order_of)
+            if len(entries) > 1:
+                entries.sort(key=self._order_of)
             done = loop_writer.writer.write(self._at_once, [job for job, _, _ in entries])
         except Exception:
             # Whoever goes the long way tells what is wrong.
@@ -226,10 +227,13 @@ class Group(Generic[Job, T]):
 
 
 def _deliver(entries: Sequence[_Entry], outcomes: Sequence[_Outcome]) -> None:
+    here = _running_loop()
+    if len(entries) == 1 and entries[0][1] is here:
+        _settle([(entries[0][2], outcomes[0])])
+        return
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], _Outcome]]] = {}
     for (_, loop, future), outcome in zip(entries, outcomes, strict=True):
         by_loop.setdefault(loop, []).append((future, outcome))
-    here = _running_loop()
     for loop, settled in by_loop.items():
         if loop is here:
             _settle(settled)

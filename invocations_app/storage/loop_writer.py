@@ -85,6 +85,7 @@ class LoopWriter:
     def close(self) -> None:
         """Close the connection; the next writing asks for another one."""
         self._own.close()
+        self._jobs = 0
 
 
 def _flushes_nothing(driver: sqlite3.Connection) -> bool:

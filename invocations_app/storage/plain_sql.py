@@ -103,7 +103,6 @@ def placeholders(vendor: str, number: int) -> str:
     return ", ".join([_PLACEHOLDER[vendor]] * number)
 
 
-@functools.lru_cache(maxsize=256)
 def values_table(vendor: str, types: tuple[str, ...], rows: int) -> str:
     """Return a table of values, its columns named ``column1`` and so on, for the FROM of an UPDATE.
 
@@ -116,6 +115,31 @@ def values_table(vendor: str, types: tuple[str, ...], rows: int) -> str:
     first = [f"{place}::{kind}" if vendor == "postgresql" else place for kind in types]
     others = f", ({', '.join([place] * len(types))})" * (rows - 1)
     return f"(VALUES ({', '.join(first)}){others})"
+
+
+@functools.lru_cache(maxsize=256)
+def with_keys(vendor: str, text: str, keys: int) -> str:
+    """Return a statement with placeholders for a list of keys.
+
+    Args:
+        vendor: The database's vendor.
+        text: The statement; ``{keys}`` stands for them.
+        keys: How many.
+    """
+    return text.strip().format(keys=placeholders(vendor, keys))
+
+
+@functools.lru_cache(maxsize=256)
+def with_values(vendor: str, text: str, types: tuple[str, ...], rows: int) -> str:
+    """Return a statement with a table of values.
+
+    Args:
+        vendor: The database's vendor.
+        text: The statement; ``{values}`` stands for the table, all else is as in `statement`.
+        types: See `values_table`.
+        rows: Likewise.
+    """
+    return statement(vendor, text).replace("{values}", values_table(vendor, types, rows))
 
 
 def rows_at_once(connection: Any, columns: int) -> int:
@@ -186,7 +210,7 @@ class Insert:
         """
         if not rows:
             return []
-        at_once = rows_at_once(connection, len(self._given))
+        at_once = 1 if len(rows) == 1 else rows_at_once(connection, len(self._given))
         back: list[Any] = []
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]

@@ -25,7 +25,7 @@ from invocations_app.storage import endings, figures, kept, notify, plain_sql, r
 from invocations_app.storage.endings import Ending, SessionChange
 from invocations_app.storage.figures import Figures
 from invocations_app.storage.grouping import NotSwift
-from invocations_app.storage.plain_sql import Insert, statement
+from invocations_app.storage.plain_sql import Insert
 from invocations_app.storage.snapshots import MessageRow
 from invocations_app.storage.turns import ClaimedSession, Turn, TurnRequest
 
@@ -99,6 +99,7 @@ _CLAIM = f"""
 UPDATE "{_SESSIONS}" SET claim_number = claim_number + 1, claimed_by = v.column2, claim_expires_at = {{from_now}}
 FROM {{values}} AS v WHERE "{_SESSIONS}".id = v.column1 AND claimed_by IS NULL
 """  # noqa: S608
+_CLAIM_TYPES = ("bigint", "bigint")
 _LOCK = f'SELECT id FROM "{_SESSIONS}" WHERE id IN ({{keys}}) ORDER BY id FOR UPDATE'  # noqa: S608
 _ADVANCE = f"""
 UPDATE "{_SESSIONS}" SET state = v.column5, message_count = v.column6, version = version + 1, updated_at = v.column7,
@@ -282,8 +283,7 @@ def _free(
 
 
 def _look_up(connection: Any, cursor: Any, text: str, values: Sequence[Any]) -> list[Any]:
-    vendor = connection.vendor
-    cursor.execute(text.strip().format(keys=plain_sql.placeholders(vendor, len(values))), values)
+    cursor.execute(plain_sql.with_keys(connection.vendor, text, len(values)), values)
     found: list[Any] = cursor.fetchall()
     return found
 
@@ -293,9 +293,8 @@ def _claim(connection: Any, cursor: Any, turns: Sequence[Turn], request: TurnReq
         return
     vendor = connection.vendor
     values = [value for turn in turns for value in (turn.session_pk, turn.record_pk)]
-    table = plain_sql.values_table(vendor, ("bigint", "bigint"), len(turns))
     lease = plain_sql.seconds(vendor, request.lease_seconds)
-    cursor.execute(statement(vendor, _CLAIM).replace("{values}", table), [lease, *values])
+    cursor.execute(plain_sql.with_values(vendor, _CLAIM, _CLAIM_TYPES, len(turns)), [lease, *values])
     if cursor.rowcount != len(turns):
         raise NotSwift
 
@@ -419,8 +418,7 @@ def _advance(connection: Any, cursor: Any, jobs: Sequence[Commit], now: Any) -> 
     if vendor == "postgresql" and len(pks) > 1:
         # An UPDATE locks rows in any order; two groups that meet have to do it in one.
         _look_up(connection, cursor, _LOCK, pks)
-    table = plain_sql.values_table(vendor, _ADVANCE_TYPES, len(pks))
-    cursor.execute(statement(vendor, _ADVANCE).replace("{values}", table), values)
+    cursor.execute(plain_sql.with_values(vendor, _ADVANCE, _ADVANCE_TYPES, len(pks)), values)
     if cursor.rowcount != len(pks):
         raise NotSwift
     _NEW_MESSAGE.insert(connection, cursor, messages)
@@ -429,11 +427,9 @@ def _advance(connection: Any, cursor: Any, jobs: Sequence[Commit], now: Any) -> 
 def _end(connection: Any, cursor: Any, jobs: Sequence[Commit], now: Any, finished_at: datetime) -> None:
     if not jobs:
         return
-    vendor = connection.vendor
     values: list[Any] = []
     for job in jobs:
         values += [job.turn.record_pk, job.turn.owner, *_ended(connection, job, now, finished_at)]
-    table = plain_sql.values_table(vendor, _END_TYPES, len(jobs))
-    cursor.execute(statement(vendor, _END).replace("{values}", table), values)
+    cursor.execute(plain_sql.with_values(connection.vendor, _END, _END_TYPES, len(jobs)), values)
     if cursor.rowcount != len(jobs):
         raise NotSwift
