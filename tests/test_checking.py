@@ -52,11 +52,11 @@ async def test_checks_at_once_use_threads_of_their_own_but_few_connections_are_k
 
     def meet() -> tuple[threading.Thread, object]:
         seen = look()
-        barrier.wait(3)
+        barrier.wait(15)
         return seen
 
     def is_open() -> bool:
-        barrier.wait(3)
+        barrier.wait(15)
         return connection.connection is not None
 
     seen = await asyncio.gather(*(checking.check(meet) for _ in range(10)))

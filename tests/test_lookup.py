@@ -9,6 +9,7 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.db import connection
+from django.db.models.functions import Length
 from django.db.models.sql.compiler import SQLCompiler
 from django.test.utils import CaptureQueriesContext
 from rest_framework.authtoken.models import Token
@@ -34,7 +35,8 @@ def tokens() -> Lookup[Token]:
 
 
 def fields_of(row: Any) -> dict[str, Any]:
-    return {name: value for name, value in vars(row).items() if name != "_state"}
+    known = {"db": row._state.db, "adding": row._state.adding, "related": sorted(row._state.fields_cache)}
+    return {name: value for name, value in vars(row).items() if name != "_state"} | known
 
 
 @pytest.mark.parametrize("key", ["k0", "k1"])
@@ -44,10 +46,9 @@ def test_row_and_its_related_one_are_those_of_the_orm(tokens: Lookup[Token], key
         found = tokens.get(key)
         assert type(found) is Token
         assert fields_of(found) == fields_of(expected)
-        assert (found._state.db, found._state.adding) == ("default", False)
         with CaptureQueriesContext(connection) as queries:
             assert fields_of(found.user) == fields_of(expected.user)
-            assert (found.user._state.db, found.user._state.adding) == ("default", False)
+            assert found.user.auth_token is found
         assert len(queries) == 0
 
 
@@ -90,16 +91,24 @@ def test_rows_in_an_order_of_the_models_are_found_too() -> None:
     assert fields_of(Lookup(Permission, "codename", "content_type").get("add_logentry")) == fields_of(expected)
 
 
+@pytest.mark.parametrize(
+    "narrow",
+    [
+        lambda rows: rows.filter(user__is_staff__in=[True, None]),
+        lambda rows: rows.filter(user__is_staff=True).defer("created"),
+        lambda rows: rows.filter(user__is_staff=True).annotate(length=Length("key")),
+        lambda rows: rows.filter(user__is_staff=True).prefetch_related("user__groups"),
+        lambda rows: rows.filter(user__username="ada"),
+    ],
+)
 def test_statement_that_is_not_the_plain_one_is_left_to_the_orm(
-    tokens: Lookup[Token], monkeypatch: pytest.MonkeyPatch
+    tokens: Lookup[Token], monkeypatch: pytest.MonkeyPatch, narrow: Any
 ) -> None:
-    for narrowed in (
-        Token.objects.filter(user__is_staff=True).select_related("user"),
-        Token.objects.filter(user__is_staff=True).select_related("user").defer("created"),
-        Token.objects.extra(where=["user_id IN (SELECT id FROM auth_user WHERE is_staff)"]).select_related(),
-    ):
-        lookup = Lookup(Token, "key", "user")
-        monkeypatch.setattr(lookup, "_queryset", lambda _, narrowed=narrowed: narrowed.all())
-        assert lookup.get("k0").user.username == "ada"
-        with pytest.raises(Token.DoesNotExist):
-            lookup.get("k1")
+    rows = narrow(Token.objects.select_related("user"))
+    monkeypatch.setattr(tokens, "_queryset", lambda _: rows.all())
+    found = tokens.get("k0")
+    assert tokens._statements == {"default": None}
+    assert fields_of(found) == fields_of(rows.get(key="k0"))
+    assert found.user.username == "ada"
+    with pytest.raises(Token.DoesNotExist):
+        tokens.get("k1")

@@ -45,7 +45,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
     original = database.send
 
     def send(function: Callable[[], Callable[[], None]]) -> None:
-        noted.names.append(function.__name__)
+        noted.names.append(getattr(function, "func", function).__name__)
         original(function)
 
     monkeypatch.setattr(database, "send", send)

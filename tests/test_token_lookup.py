@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth.models import AbstractUser, User
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import OperationalError, connection, connections
+from django.db import InterfaceError, OperationalError, connection, connections, models
 from django.db.models.signals import post_init
 from rest_framework.authentication import SessionAuthentication, TokenAuthentication
 from rest_framework.authtoken.models import Token
@@ -22,7 +25,7 @@ from rest_framework.throttling import UserRateThrottle
 from invocations_app import conf
 from invocations_app.storage import database, loop_reader
 from invocations_app.storage.loop_reader import NotHere
-from invocations_app.views import InvokeView, checking
+from invocations_app.views import InvokeView, checking, tokens
 from invocations_app.views.tokens import QuickTokenAuthentication
 from tests.client import endpoint, post, records
 from tests.session_fakes import failing_statements
@@ -48,6 +51,12 @@ def _fresh(settings: Any) -> Iterator[None]:
     checking._tokens.close()
 
 
+async def settled() -> None:
+    """Wait until the database's threads have nothing to do."""
+    while not database.is_idle():
+        await asyncio.sleep(0.001)
+
+
 def new_user(name: str = "ada", key: str = KEY, **fields: Any) -> Any:
     user = get_user_model().objects.create(username=name, **fields)
     Token.objects.create(key=key, user=user)
@@ -62,8 +71,7 @@ async def ask(key: str | None = KEY, **kwargs: Any) -> Any:
 async def ready() -> None:
     """Have the connection opened, which the first caller asks for and does not wait for."""
     await ask(None)
-    while not database.is_idle():
-        await asyncio.sleep(0.001)
+    await settled()
     await asyncio.to_thread(checking.close)
 
 
@@ -134,6 +142,22 @@ async def test_database_that_refuses_here_is_asked_in_a_thread() -> None:
     assert not used_a_thread()
 
 
+@sqlite_only
+@pytest.mark.parametrize("error", [OperationalError("database is locked"), InterfaceError("misuse")])
+async def test_refusal_that_passes_costs_a_thread_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    await database.run(new_user)
+    await ready()
+    kept = checking._tokens._own._connection
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "cursor", lambda: (_ for _ in ()).throw(error))
+        assert (await ask()).content == PONG
+    assert used_a_thread()
+    await asyncio.to_thread(checking.close)
+    assert (await ask()).content == PONG
+    assert not used_a_thread()
+    assert checking._tokens._own._connection is kept
+
+
 async def test_database_that_is_away_is_told_as_ever() -> None:
     await ready()
     checking._tokens.close()
@@ -148,6 +172,18 @@ async def test_sites_own_token_class_is_left_as_it_is(settings: Any) -> None:
     view = InvokeView(endpoint=conf.get_endpoint("default"))
     assert [type(each) for each in view.get_authenticators()] == [QuickTokenAuthentication, Own]
     assert QuickTokenAuthentication().authenticate_header(None) == "Token"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model", Token), ("get_model", lambda self: Token), ("authenticate_credentials", lambda self, key: None)],
+)
+def test_token_class_that_the_site_has_changed_is_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: Any
+) -> None:
+    assert type(tokens.quickened(TokenAuthentication())) is QuickTokenAuthentication
+    monkeypatch.setattr(TokenAuthentication, name, value)
+    assert type(tokens.quickened(TokenAuthentication())) is TokenAuthentication
 
 
 # What is looked up here, and what is not
@@ -187,12 +223,64 @@ def test_users_whose_making_the_site_hears_of_are_not_made_here() -> None:
     def hear(**_: Any) -> None:
         """May wait for anything."""
 
-    post_init.connect(hear, sender=get_user_model())
-    try:
-        assert not checking.is_lookup([QuickTokenAuthentication()], [], [])
-    finally:
-        post_init.disconnect(hear, sender=get_user_model())
+    for model in (get_user_model(), Token):
+        post_init.connect(hear, sender=model)
+        try:
+            assert not checking.is_lookup([QuickTokenAuthentication()], [], [])
+        finally:
+            post_init.disconnect(hear, sender=model)
     assert checking.is_lookup([QuickTokenAuthentication()], [], [])
+
+
+class Member(AbstractUser):
+    """A user with fields and methods of the site's, of which none is asked here."""
+
+    nickname = models.TextField()
+    is_staff = models.BooleanField(default=True)
+
+    class Meta:
+        app_label = "invocations_tests"
+        abstract = True
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """May wait for anything."""
+
+
+class Asked(Member):
+    class Meta:
+        app_label = "invocations_tests"
+        abstract = True
+
+    @property
+    def is_active(self) -> bool:
+        """May wait for anything."""
+        return True
+
+
+class Made(Member):
+    class Meta:
+        app_label = "invocations_tests"
+        abstract = True
+
+    @classmethod
+    def from_db(cls, *args: Any) -> Any:
+        """May wait for anything."""
+
+
+class Service(AbstractBaseUser):
+    is_staff = False
+
+    class Meta:
+        app_label = "invocations_tests"
+        abstract = True
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [(User, True), (Member, True), (Service, True), (AbstractBaseUser, True), (Asked, False), (Made, False)],
+)
+def test_user_whose_answers_are_the_sites_own_code_is_looked_up_in_a_thread(model: type, expected: bool) -> None:
+    assert checking._is_plain(model) is expected
 
 
 # The connection
@@ -203,8 +291,7 @@ async def reader() -> Any:
     made = loop_reader.LoopReader(database.alias)
     with pytest.raises(NotHere):
         made.read(lambda: None)
-    while not database.is_idle():
-        await asyncio.sleep(0.001)
+    await settled()
     yield made
     made.close()
 
@@ -242,6 +329,53 @@ async def test_what_is_raised_reaches_the_caller_and_what_another_database_says_
     for refused in (OperationalError("locked"), SynchronousOnlyOperation("elsewhere")):
         with pytest.raises(NotHere):
             reader.read(fail, refused)
+
+
+@sqlite_only
+async def test_connection_that_is_closed_while_it_is_opened_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = loop_reader.LoopReader(database.alias)
+    opened: list[sqlite3.Connection] = []
+    may_go_on = threading.Event()
+
+    def suits(driver: sqlite3.Connection) -> bool:
+        opened.append(driver)
+        return may_go_on.wait(15)
+
+    monkeypatch.setattr(made._own, "_suits", suits)
+    with pytest.raises(NotHere):
+        made.read(names)
+    while not opened:
+        await asyncio.sleep(0.001)
+    made.close()
+    may_go_on.set()
+    await settled()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
+    with pytest.raises(NotHere):
+        made.read(names)
+    await settled()
+    assert made.read(names) == []
+    await asyncio.to_thread(database.close)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[1].execute("SELECT 1")
+
+
+@sqlite_only
+async def test_reader_that_cannot_ask_is_sent_away_and_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = loop_reader.LoopReader(database.alias)
+
+    def send(function: Any) -> None:
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "send", send)
+        with pytest.raises(NotHere):
+            made.read(names)
+    with pytest.raises(NotHere):
+        made.read(names)
+    await settled()
+    assert made.read(names) == []
+    made.close()
 
 
 @sqlite_only

@@ -176,8 +176,6 @@ def at_close(function: Callable[[], None]) -> None:
 def close() -> None:
     """Close the connections and end the threads; the next call starts new ones."""
     global _executor
-    for closer in _closers:
-        closer()
     with _lock:
         executor, _executor = _executor, None
     if executor is not None:
@@ -185,6 +183,9 @@ def close() -> None:
         for _ in range(executor._max_workers):
             executor.submit(_close_connection, barrier)
         executor.shutdown(wait=True)
+    # Last: what these threads were still opening is closed too.
+    for closer in _closers:
+        closer()
 
 
 def _close_connection(barrier: threading.Barrier) -> None:

@@ -85,7 +85,7 @@ def _plain_text(content: Any) -> str | None:
 
 
 def _properties(value: Any) -> str | None:
-    if not value and type(value) is dict:
+    if type(value) is dict and not value:
         return "{}"
     return _text_of(value) if _is_json_object(value) else None
 

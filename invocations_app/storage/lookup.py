@@ -70,6 +70,8 @@ class Lookup(Generic[M]):
         found = self._model.from_db(connection.alias, statement.names, values[:width])
         other = self._related.related_model.from_db(connection.alias, statement.related_names, values[width:])
         self._related.set_cached_value(found, other)
+        if self._related.unique:
+            self._related.remote_field.set_cached_value(other, found)
         return found
 
     def _queryset(self, connection: Any) -> Any:
@@ -79,7 +81,8 @@ class Lookup(Generic[M]):
         """Return the ORM's own statement; None if it is not the plain one that is expected here."""
         # The converters go on holding what they were asked of: not the connection of a thread.
         detached = connection.copy()
-        compiler = self._queryset(connection).filter(**{self._by: _MARK}).query.get_compiler(connection=detached)
+        queryset = self._queryset(connection).filter(**{self._by: _MARK})
+        compiler = queryset.query.get_compiler(connection=detached)
         try:
             sql, parameters = compiler.as_sql()
         finally:
@@ -87,7 +90,8 @@ class Lookup(Generic[M]):
                 detached.close()
         columns = [column for column, _, _ in compiler.select]
         fields, related_fields = self._model._meta.concrete_fields, self._related.related_model._meta.concrete_fields
-        if parameters != (_MARK,) or [column.target for column in columns] != [*fields, *related_fields]:
+        is_plain = not (queryset.query.annotations or queryset._prefetch_related_lookups) and parameters == (_MARK,)
+        if not is_plain or [column.target for column in columns] != [*fields, *related_fields]:
             return None
         found = compiler.get_converters(columns)
         return _Statement(

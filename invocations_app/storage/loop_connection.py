@@ -10,6 +10,7 @@ import contextlib
 import sqlite3
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from django.db import connections
@@ -30,7 +31,8 @@ class LoopConnection:
         self._suits = suits
         self._lock = threading.Lock()
         self._connection: Any = None
-        self._is_asked_for = False
+        # What the connection is known by that was asked for; None: none was, since the last one was dropped.
+        self._asked: object = None
         database.at_close(self.close)
 
     def take(self) -> Any | None:
@@ -40,7 +42,11 @@ class LoopConnection:
         if self._connection is not None:
             return self._connection
         try:
-            self._ask()
+            if self._asked is None:
+                self._ask()
+        except Exception:
+            # The threads were closed just now, perhaps; whoever comes next asks again.
+            self._asked = None
         finally:
             self._lock.release()
         return None
@@ -52,38 +58,41 @@ class LoopConnection:
     def drop(self) -> None:
         """Close what was taken, which is still to be given back; the next who takes asks for another one."""
         connection, self._connection = self._connection, None
-        self._is_asked_for = False
+        self._asked = None
         if connection is not None:
             with contextlib.suppress(Exception):
                 # Django's own closing refuses to work in an event loop's thread.
                 connection.connection.close()
 
     def close(self) -> None:
-        """Close the connection, when nobody has it."""
+        """Close the connection, when nobody has it; one that was asked for is closed as soon as it is open."""
         with self._lock:
             self.drop()
 
     def _ask(self) -> None:
-        if not self._is_asked_for:
-            self._is_asked_for = True
-            # Once: whether the database is one to use from here does not change.
-            if connections[self._alias()].vendor == "sqlite":
-                database.send(self._connect)
+        self._asked = asked = object()
+        # Once: whether the database is one to use from here does not change.
+        if connections[self._alias()].vendor == "sqlite":
+            database.send(partial(self._connect, asked))
 
-    def _connect(self) -> Callable[[], None]:
+    def _connect(self, asked: object) -> Callable[[], None]:
         """Open the connection, on a database thread: Django's settings may ask for anything."""
-        connection: Any = connections[self._alias()].copy()
+        connection: Any = None
         try:
+            connection = connections[self._alias()].copy()
             connection.ensure_connection()
             driver: sqlite3.Connection = connection.connection
             if self._suits(driver):
                 driver.execute("PRAGMA busy_timeout = 0")
                 driver.execute("PRAGMA wal_autocheckpoint = 0")
                 with self._lock:
-                    self._connection, connection = connection, None
+                    if self._asked is asked:
+                        self._connection, connection = connection, None
         except Exception:
             # Whoever comes next asks again; until then a thread does it all.
-            self._is_asked_for = False
+            with self._lock:
+                if self._asked is asked:
+                    self._asked = None
         finally:
             if connection is not None:
                 connection.close()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import DatabaseError, connections
+from django.db import Error, connections
 
 from invocations_app.storage.loop_connection import LoopConnection, has_log_ahead
 
@@ -54,8 +54,9 @@ class LoopReader:
         except SynchronousOnlyOperation as error:
             # It asked for another database too.
             raise NotHere from error
-        except DatabaseError as error:
-            self._own.drop()
+        except Error as error:
+            if not _is_well(connection.connection):
+                self._own.drop()
             raise NotHere from error
         finally:
             self._own.give_back()
@@ -92,6 +93,14 @@ def _open_for_loops(connection: Any) -> None:
 
 def _is_open() -> None:
     """It is; a driver that was closed says so itself."""
+
+
+def _is_well(driver: sqlite3.Connection) -> bool:
+    try:
+        driver.execute("SELECT 1").fetchone()
+        return not driver.in_transaction
+    except sqlite3.Error:
+        return False
 
 
 def _writes_nothing(driver: sqlite3.Connection) -> bool:

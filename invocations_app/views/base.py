@@ -18,7 +18,6 @@ from django.http.request import QueryDict, RawPostDataException, UnreadablePostE
 from django.http.response import HttpResponseBase
 from django.utils.datastructures import MultiValueDict
 from rest_framework import exceptions as drf
-from rest_framework.authentication import TokenAuthentication
 from rest_framework.permissions import AllowAny
 
 from invocations_app import conf, isolation
@@ -148,7 +147,7 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf is not typed
     def get_authenticators(self) -> list[Any]:
         """Return the endpoint's authentication, or DRF's."""
         found = _instances(self.endpoint.authentication_classes, self.authentication_classes)
-        return [tokens.QuickTokenAuthentication() if type(each) is TokenAuthentication else each for each in found]
+        return [tokens.quickened(each) for each in found]
 
     def get_permissions(self) -> list[Any]:
         """Return the endpoint's permissions, or DRF's."""

@@ -10,6 +10,7 @@ is done where the request is, without a thread.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,13 @@ from typing import Any, TypeVar
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 from django.db import DatabaseError, connections, router
+from django.db.models.query_utils import DeferredAttribute
 from django.db.models.signals import post_init, pre_init
 from rest_framework.permissions import IsAdminUser, IsAuthenticated, IsAuthenticatedOrReadOnly
 
 from invocations_app.storage import database
 from invocations_app.storage.loop_reader import LoopReader, NotHere
-from invocations_app.views.tokens import QuickTokenAuthentication
+from invocations_app.views import tokens
 
 T = TypeVar("T")
 
@@ -40,6 +42,8 @@ _local = threading.local()
 
 # What these ask of the user was read with it. Exactly these: a subclass may do anything.
 _ASKS_THE_USER = frozenset({IsAuthenticated, IsAdminUser, IsAuthenticatedOrReadOnly})
+# What makes a user of a row, and what is asked of one: columns and Django's own, or else the site's code.
+_USED_OF_A_USER = ("__init__", "__getattribute__", "from_db", "is_active", "is_authenticated", "is_staff")
 
 
 async def check(function: Callable[..., T], *args: object, is_lookup: bool = False) -> T:
@@ -69,18 +73,32 @@ def is_lookup(authenticators: Iterable[object], permissions: Iterable[object], t
         throttles: What counts the caller's requests.
     """
     return (
-        {type(each) for each in authenticators} == {QuickTokenAuthentication}
+        {type(each) for each in authenticators} == {tokens.QuickTokenAuthentication}
         and _ASKS_THE_USER.issuperset(type(each) for each in permissions)
         and not any(True for _ in throttles)
-        and not any(signal.has_listeners(get_user_model()) for signal in (pre_init, post_init))
+        and not _runs_code_of_the_site()
     )
 
 
-def _database_of_tokens() -> str:
-    # The application need not be installed where nobody uses it.
-    from rest_framework.authtoken.models import Token
+def _runs_code_of_the_site() -> bool:
+    """Return whether a user is read, or asked, by more than Django's own code."""
+    user = get_user_model()
+    heard = any(signal.has_listeners(model) for signal in (pre_init, post_init) for model in (user, tokens.model()))
+    return heard or not _is_plain(user)
 
-    return router.db_for_read(Token)
+
+@functools.cache
+def _is_plain(model: type) -> bool:
+    for name in _USED_OF_A_USER:
+        owner = next((kind for kind in model.__mro__ if name in vars(kind)), object)
+        is_own = owner is object or owner.__module__.startswith("django.")
+        if not is_own and not isinstance(vars(owner)[name], (DeferredAttribute, bool)):
+            return False
+    return True
+
+
+def _database_of_tokens() -> str:
+    return router.db_for_read(tokens.model())
 
 
 _tokens = LoopReader(_database_of_tokens)

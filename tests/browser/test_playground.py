@@ -200,6 +200,29 @@ async def test_message_waits_until_the_earlier_ones_are_shown(play: Playground) 
     )
 
 
+async def test_message_that_waited_is_not_sent_into_another_session(play: Playground, guard: Guard) -> None:
+    await play.ask("What is 6 * 7?")
+    asked = len([url for url in guard.requests if url.endswith("/invoke")])
+    may_come = asyncio.Event()
+
+    async def delay(route: Route) -> None:
+        await may_come.wait()
+        await route.continue_()
+
+    await play.page.route("**/sessions?id=*", delay, times=1)
+    await play.page.reload()
+    await play.message.fill("What is 1 + 1?")
+    await play.message.press("Enter")
+    await play.page.get_by_role("button", name="New session").click()
+    async with play.page.expect_response("**/sessions?id=*"):
+        may_come.set()
+    await play.page.wait_for_timeout(200)
+    assert len([url for url in guard.requests if url.endswith("/invoke")]) == asked
+    await expect(play.message).to_have_value("What is 1 + 1?")
+    await play.message.press("Enter")
+    await expect(play.page.locator("#conversation .body")).to_have_text(["What is 1 + 1?", "1 + 1 = 2"])
+
+
 async def test_earlier_sessions_of_the_user_are_listed_and_shown(admin_page: Page) -> None:
     play = await Playground(admin_page).open()
     await play.ask("My name is Ada, what is more.")

@@ -205,10 +205,10 @@ async function open(alias, id) {
   refreshSessions();
   showBusy(Boolean(id));
   if (!id) return;
-  const stored = showSession(id, visit);
-  shown = stored;
+  const stored = showSession(id, visit).finally(() => visit === visits && showBusy(false));
+  // A message may be sent even where what is stored could not be shown.
+  shown = stored.catch(() => {});
   const { live, unsettled } = await stored;
-  if (visit === visits) showBusy(false);
   for (const one of live) {
     if (visit !== visits) return;
     await resume(one);
@@ -271,7 +271,10 @@ function visit(alias, id) {
 
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
+  const its = visits;
   await shown;
+  // Who has gone to another session meanwhile finds the message unsent.
+  if (its !== visits) return undefined;
   if (current || asking) return tell(asking ? "Answer the question above first." : "The agent is still answering.");
   if (!message.value && !attachments.images.length) return message.focus();
   let made;
