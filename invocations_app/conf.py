@@ -406,6 +406,7 @@ class _Loaded(NamedTuple):
     broken: tuple[str, ...]
     host: HostSettings
     problems: tuple[Problem, ...]
+    largest_body_bytes: int
 
 
 @functools.lru_cache(maxsize=1)
@@ -450,7 +451,8 @@ def _load() -> _Loaded:
             Problem("invocations.E001", f"{HOST_SETTING} is not a dictionary.", "Write INVOCATIONS_HOST = {}.")
         )
     broken = tuple(str(alias) for alias in given if alias not in endpoints)
-    return _Loaded(endpoints, broken, host, tuple(problems))
+    largest = max((endpoint.max_body_bytes for endpoint in endpoints.values()), default=0)
+    return _Loaded(endpoints, broken, host, tuple(problems), largest)
 
 
 def get_problems() -> tuple[Problem, ...]:
@@ -461,6 +463,11 @@ def get_problems() -> tuple[Problem, ...]:
 def get_endpoints() -> Mapping[str, EndpointSettings]:
     """Return the well-formed endpoints by alias; the checks report the others."""
     return _load().endpoints
+
+
+def get_largest_body_bytes() -> int:
+    """Return the size of the largest body that an endpoint takes."""
+    return _load().largest_body_bytes
 
 
 def get_broken_aliases() -> tuple[str, ...]:

@@ -15,7 +15,6 @@ that is longer than any endpoint takes, no more is kept than tells so.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import io
 from collections import deque
@@ -137,9 +136,11 @@ class InvocationsHandler(ASGIHandler):
         try:
             await self._send(response, send)
         finally:
-            for close in [*response._resource_closers, *closers]:
-                with contextlib.suppress(Exception):  # as Django does
+            for close in (*response._resource_closers, *closers):
+                try:  # noqa: SIM105 - a context manager for each is dear
                     close()
+                except Exception:  # noqa: S110 - as Django does
+                    pass
 
     async def _answer(self, request: Any) -> Any:
         handler: Any = self
@@ -273,7 +274,7 @@ class _Watches:
 
 async def _read_body(receive: Any) -> io.BytesIO:
     body = io.BytesIO()
-    room = 1 + max((endpoint.max_body_bytes for endpoint in conf.get_endpoints().values()), default=0)
+    room = 1 + conf.get_largest_body_bytes()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":

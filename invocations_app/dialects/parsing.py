@@ -16,6 +16,7 @@ from agent_framework import Content, Message
 from invocations_app.dialects.strict_json import has_surrogates
 from invocations_app.entropy import random_hex
 from invocations_app.envelope import DialectName
+from invocations_app.plain_messages import user_message
 
 HOSTING_PROPERTY = "hosting"
 MAX_SESSION_ID_CHARACTERS = 256
@@ -116,7 +117,7 @@ def read_input(value: Any, media_types: Collection[str]) -> list[Message]:
         FieldError: Of the field ``input``.
     """
     if isinstance(value, str) and value:
-        return [Message("user", [value])]
+        return [user_message(value)]
     if not isinstance(value, list) or not value:
         raise FieldError("input", "must be a non-empty string or a non-empty list of messages")
     return [_read_message(item, media_types) for item in value]

@@ -14,6 +14,7 @@ from invocations_app.conf import EndpointSettings
 from invocations_app.dialects import parsing, strict_json
 from invocations_app.entropy import new_uuid
 from invocations_app.envelope import INVOCATION_ID_HEADER, DialectName, TargetKind, is_well_formed_id
+from invocations_app.plain_messages import user_message
 
 #: The fields of which a body has one.
 INPUTS = ("message", "input", "responses")
@@ -95,7 +96,7 @@ def messages_of(value: Any, endpoint: EndpointSettings, dialect: DialectName, *,
     Raises:
         FieldError: Of the field ``input``.
     """
-    messages = [Message("user", [value])] if has_message else parsing.read_input(value, endpoint.input_media_types)
+    messages = [user_message(value)] if has_message else parsing.read_input(value, endpoint.input_media_types)
     return parsing.stamp_messages(messages, endpoint.alias, dialect)
 
 

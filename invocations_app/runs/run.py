@@ -212,14 +212,15 @@ class Run:
         executor.take_sync_code()
         try:
             await self._guarded()
-            await self._deliver()
+            if isinstance(self.invocation.delivery, tuple):
+                await self._deliver()
         finally:
             executor.end()
             self._host.forget(self)
 
     async def _guarded(self) -> None:
         try:
-            stored = await self._look_up()
+            stored = await self._look_up() if self._request.parsed.id_given else None
             if stored is None:
                 stored = await self._resolve_and_turn()
             if stored is not None:
@@ -242,8 +243,6 @@ class Run:
     async def _look_up(self) -> StoredInvocation | None:
         """Return the invocation that was begun with the caller's id before, if there is one."""
         parsed = self._request.parsed
-        if not parsed.id_given:
-            return None
         try:
             stored = await invocations.look_up(self._request.scope, parsed.invocation.id)
         except database.UNREACHABLE as error:
@@ -294,9 +293,10 @@ class Run:
     async def _prepare(self, work: Work, resolved: ResolvedTarget) -> None:
         """Do what comes before the record: what fails here leaves no trace."""
         endpoint = self.endpoint
-        self.invocation = await hooks.apply_run_hook(
-            endpoint, self.invocation, target=resolved.target, request=self._request.request
-        )
+        if endpoint.run_hook is not None:
+            self.invocation = await hooks.apply_run_hook(
+                endpoint, self.invocation, target=resolved.target, request=self._request.request
+            )
         fitted = work.fit(self.invocation)
         if self._tasks_backend is None:
             # A worker fits it itself: what fits a workflow need not be JSON.
@@ -507,7 +507,7 @@ class Run:
 
     async def _deliver(self) -> None:
         """Push the result to where the run hook said, whatever the end; what is cut here stands as unsent."""
-        if self._held is None or self.record_pk is None or not isinstance(self.invocation.delivery, tuple):
+        if self._held is None or self.record_pk is None:
             return
         # It has ended: there is no lease to hold, and nothing to cancel but this.
         self._host.runs.pop(self.record_pk, None)

@@ -1,8 +1,7 @@
 """Messages from their JSON texts, many at once, and what they look like.
 
-Most messages of a long history are plain texts. These are put together here as
-the framework's constructors leave them, in a third of their time; all others
-are left to its ``from_dict``.
+Most messages of a long history are plain texts; all others are left to the
+framework's ``from_dict``.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from agent_framework import Content, Message
+from agent_framework import Message
 
+from invocations_app.plain_messages import IS_AS_KNOWN, plain_message
 from invocations_app.storage import looks
 from invocations_app.storage.looks import Look
 
@@ -20,9 +20,6 @@ _AT_ONCE = 64
 _TYPE = "message"
 _TEXT_FIELDS = {"type", "text", "additional_properties"}
 _MESSAGE_FIELDS = {"type", "role", "contents", "author_name", "message_id", "additional_properties"}
-# What a content and a message hold that are no more than the constructors make of the least.
-_TEXT = dict(vars(Content("text", text="")))
-_MESSAGE = dict(vars(Message("user")))
 
 
 def decode_messages(payloads: Sequence[str]) -> list[tuple[Message, Look]]:
@@ -78,34 +75,14 @@ def _plain_texts(document: dict[str, Any]) -> list[str] | None:
 
 
 def _plain_message(document: dict[str, Any], texts: list[str]) -> tuple[Message, Look]:
-    message = Message.__new__(Message)
-    fields = _MESSAGE.copy()
-    fields["role"] = document["role"]
-    fields["contents"] = contents = [_text(text) for text in texts]
-    fields["author_name"] = document.get("author_name")
-    fields["message_id"] = document.get("message_id")
-    fields["additional_properties"] = document["additional_properties"]
-    message.__dict__ = fields
+    names = document.get("author_name"), document.get("message_id")
+    message = plain_message(document["role"], texts, *names, document["additional_properties"])
     if len(texts) == 1:
-        return message, looks.look_of_text(message, contents[0], texts[0])
+        return message, looks.look_of_text(message, message.contents[0], texts[0])
     return message, looks.look_with(message, texts)
 
 
-def _text(text: str) -> Content:
-    content = Content.__new__(Content)
-    fields = _TEXT.copy()
-    fields["text"] = text
-    fields["additional_properties"] = {}
-    content.__dict__ = fields
-    return content
-
-
-# A later framework may make more of it; then everything is left to its constructors.
+# A later framework may look another way; then everything is left to it.
 _known = Message("user", ["x"], author_name="a", message_id="m", additional_properties={"k": 1})
 _made, _look = _plain_message(_known.to_dict(), ["x"])
-_IS_AS_KNOWN = (
-    vars(_made.contents[0]) == vars(_known.contents[0])
-    and vars(_made) | {"contents": []} == vars(_known) | {"contents": []}
-    and looks.Comparison().is_unchanged(_made, _look)
-    and looks.look_of(_made)[1] == ["x"]
-)
+_IS_AS_KNOWN = IS_AS_KNOWN and looks.Comparison().is_unchanged(_made, _look) and looks.look_of(_made)[1] == ["x"]
