@@ -7,6 +7,7 @@ trusted is the caller's decision; this module knows no settings and no models.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ USER_ID_HEADER = "x-agent-user-id"
 CALL_ID_HEADER = "x-agent-foundry-call-id"
 
 MAX_KEY_CHARACTERS = 256
+
+# Its first 12 digits are milliseconds since 1970 (RFC 9562, section 5.7).
+_TIMED_UUID = re.compile("([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}").fullmatch
+_TIME_DIGITS = 12
 
 _HEADERS = (ISOLATION_HEADER_USER, ISOLATION_HEADER_CHAT, USER_ID_HEADER, CALL_ID_HEADER)
 
@@ -80,9 +85,13 @@ class Scope:
 
         Returns:
             SHA-256, 64 hexadecimal digits, of the JSON array of the four values:
-            no joined string, so no separator can make two of them meet.
+            no joined string, so no separator can make two of them meet. In place of
+            the first 12 digits the time of a name that begins with one, as a UUID of
+            version 7 does: what is written together stands together in the index.
         """
-        return _digest([self.endpoint, self.user_key, self.chat_key, name])
+        digest = _digest([self.endpoint, self.user_key, self.chat_key, name])
+        timed = _TIMED_UUID(name)
+        return digest if timed is None else f"{timed[1]}{timed[2]}{digest[_TIME_DIGITS:]}"
 
     @property
     def digest(self) -> str:

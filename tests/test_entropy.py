@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import time
 import uuid
 from multiprocessing.connection import Connection
 
@@ -69,10 +70,13 @@ def test_a_forked_process_gets_other_digits() -> None:
     assert not set(its) & {entropy.random_hex() for _ in range(300)}
 
 
-def test_a_uuid_is_random_and_of_version_4() -> None:
+def test_a_uuid_begins_with_the_time_and_is_random_from_there_on() -> None:
+    before = time.time_ns() // 1_000_000
     texts = [entropy.new_uuid() for _ in range(500)]
-    assert len(set(texts)) == 500
+    after = time.time_ns() // 1_000_000
+    assert len({text[15:18] + text[20:] for text in texts}) == 500
     for text in texts:
         read = uuid.UUID(text)
         assert str(read) == text
-        assert (read.version, read.variant) == (4, uuid.RFC_4122)
+        assert (read.version, read.variant) == (7, uuid.RFC_4122)
+        assert before <= read.int >> 80 <= after

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from itertools import combinations, product
 
 import pytest
@@ -78,6 +79,30 @@ def test_header_cannot_name_a_user_of_the_site() -> None:
 def test_scope_key_is_the_sha256_of_the_json_array_of_the_four() -> None:
     expected = hashlib.sha256(b'["e", "user:1", "c", "\\u00e4"]').hexdigest()
     assert Scope("e", "user:1", "c").key("ä") == expected
+
+
+def test_scope_key_of_an_id_that_begins_with_the_time_begins_with_it_too() -> None:
+    name = "019ad1f3-5c2e-7abc-8def-0123456789ab"
+    digest = hashlib.sha256(f'["e", "", "", "{name}"]'.encode()).hexdigest()
+    assert Scope("e").key(name) == "019ad1f35c2e" + digest[12:]
+    assert Scope("e", "user:1").key(name)[:12] == "019ad1f35c2e"
+    assert Scope("e", "user:1").key(name) != Scope("e").key(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "019ad1f3-5c2e-4abc-8def-0123456789ab",
+        "019ad1f3-5c2e-7abc-cdef-0123456789ab",
+        "019AD1F3-5C2E-7ABC-8DEF-0123456789AB",
+        "019ad1f35c2e7abc8def0123456789ab",
+        "019ad1f3-5c2e-7abc-8def-0123456789ab\n",
+        " 019ad1f3-5c2e-7abc-8def-0123456789ab",
+    ],
+)
+def test_scope_key_of_any_other_id_is_the_whole_digest(name: str) -> None:
+    expected = hashlib.sha256(json.dumps(["e", "", "", name]).encode()).hexdigest()
+    assert Scope("e").key(name) == expected
 
 
 def test_no_separator_makes_two_scopes_meet() -> None:
