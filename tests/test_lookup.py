@@ -98,6 +98,7 @@ def test_rows_in_an_order_of_the_models_are_found_too() -> None:
         lambda rows: rows.filter(user__is_staff=True).defer("created"),
         lambda rows: rows.filter(user__is_staff=True).annotate(length=Length("key")),
         lambda rows: rows.filter(user__is_staff=True).prefetch_related("user__groups"),
+        lambda rows: rows.filter(user__is_staff=True).extra(select={"one": "1"}),
         lambda rows: rows.filter(user__username="ada"),
     ],
 )

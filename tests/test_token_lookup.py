@@ -216,7 +216,7 @@ def test_only_what_waits_for_nothing_else_is_done_here(
     authenticators: list[Any], permissions: list[Any], throttles: list[Any], expected: bool
 ) -> None:
     made = ([kind() for kind in kinds] for kinds in (authenticators, permissions, throttles))
-    assert checking.is_lookup(*made) is expected
+    assert checking.only_looks_up(*made) is expected
 
 
 def test_users_whose_making_the_site_hears_of_are_not_made_here() -> None:
@@ -226,10 +226,10 @@ def test_users_whose_making_the_site_hears_of_are_not_made_here() -> None:
     for model in (get_user_model(), Token):
         post_init.connect(hear, sender=model)
         try:
-            assert not checking.is_lookup([QuickTokenAuthentication()], [], [])
+            assert not checking.only_looks_up([QuickTokenAuthentication()], [], [])
         finally:
             post_init.disconnect(hear, sender=model)
-    assert checking.is_lookup([QuickTokenAuthentication()], [], [])
+    assert checking.only_looks_up([QuickTokenAuthentication()], [], [])
 
 
 class Member(AbstractUser):

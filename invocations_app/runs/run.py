@@ -293,10 +293,9 @@ class Run:
     async def _prepare(self, work: Work, resolved: ResolvedTarget) -> None:
         """Do what comes before the record: what fails here leaves no trace."""
         endpoint = self.endpoint
-        if endpoint.run_hook is not None:
-            self.invocation = await hooks.apply_run_hook(
-                endpoint, self.invocation, target=resolved.target, request=self._request.request
-            )
+        self.invocation = await hooks.apply_run_hook(
+            endpoint, self.invocation, target=resolved.target, request=self._request.request
+        )
         fitted = work.fit(self.invocation)
         if self._tasks_backend is None:
             # A worker fits it itself: what fits a workflow need not be JSON.

@@ -91,7 +91,7 @@ class Lookup(Generic[M]):
         columns = [column for column, _, _ in compiler.select]
         fields, related_fields = self._model._meta.concrete_fields, self._related.related_model._meta.concrete_fields
         is_plain = not (queryset.query.annotations or queryset._prefetch_related_lookups) and parameters == (_MARK,)
-        if not is_plain or [column.target for column in columns] != [*fields, *related_fields]:
+        if not is_plain or [getattr(column, "target", None) for column in columns] != [*fields, *related_fields]:
             return None
         found = compiler.get_converters(columns)
         return _Statement(

@@ -118,7 +118,7 @@ class InvocationsView(APIView):  # type: ignore[misc]  # adrf is not typed
         if is_checked or self.asks_rest_request:
             self.request = _without_form(self.initialize_request(request, *self.args, **self.kwargs))
         if is_checked:
-            is_lookup = checking.is_lookup(self.request.authenticators, permissions, throttles)
+            is_lookup = checking.only_looks_up(self.request.authenticators, permissions, throttles)
             await checking.check(self.initial, self.request, is_lookup=is_lookup)
         else:
             # There is nothing to check, so nothing that would touch the database in a thread.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -52,7 +52,7 @@ async def check(function: Callable[..., T], *args: object, is_lookup: bool = Fal
     Args:
         function: The function.
         *args: Its arguments.
-        is_lookup: Whether it does nothing that waits but to look up a token, as `is_lookup` says.
+        is_lookup: Whether it does nothing that waits but to look up a token, as `only_looks_up` says.
 
     Returns:
         What it returns.
@@ -64,7 +64,9 @@ async def check(function: Callable[..., T], *args: object, is_lookup: bool = Fal
     return result
 
 
-def is_lookup(authenticators: Iterable[object], permissions: Iterable[object], throttles: Iterable[object]) -> bool:
+def only_looks_up(
+    authenticators: Collection[object], permissions: Collection[object], throttles: Collection[object]
+) -> bool:
     """Return whether nothing of all this waits but to look up DRF's token and its user.
 
     Args:
@@ -75,7 +77,7 @@ def is_lookup(authenticators: Iterable[object], permissions: Iterable[object], t
     return (
         {type(each) for each in authenticators} == {tokens.QuickTokenAuthentication}
         and _ASKS_THE_USER.issuperset(type(each) for each in permissions)
-        and not any(True for _ in throttles)
+        and not throttles
         and not _runs_code_of_the_site()
     )
 
