@@ -310,9 +310,13 @@ class HostSettings:
         shutdown: Likewise at shutdown, when no run lives any more.
         gc_freeze: At the end of start-up, take all objects there are out of the
             garbage collector's rounds.
+        gc_young_objects: How many objects come, and do not go, between two of
+            its short rounds; 0: Python decides.
         gc_defer_seconds: How long its full rounds wait for a moment in which
             nothing runs, at most; 0: Python decides.
         telemetry_rests: Switch the framework's telemetry off while nobody listens to it.
+        quick_imports: Make the imports cheap that the framework does within its
+            functions, where Python itself does not.
         shutdown_grace_seconds: Time that runs have to end once the process was
             asked to; then they are interrupted.
         max_concurrent_runs: Runs and waiting turns that a process takes on.
@@ -335,8 +339,10 @@ class HostSettings:
     startup: tuple[str, ...] = _setting(_paths, ())
     shutdown: tuple[str, ...] = _setting(_paths, ())
     gc_freeze: bool = _setting(_boolean, True)
+    gc_young_objects: int = _setting(_number("objects", minimum=0, whole=True), 10_000)
     gc_defer_seconds: float = _setting(_number("seconds", minimum=0), 60)
     telemetry_rests: bool = _setting(_boolean, True)
+    quick_imports: bool = _setting(_boolean, True)
     shutdown_grace_seconds: float = _setting(_number("seconds", minimum=0), 20)
     max_concurrent_runs: int = _setting(_number("runs", minimum=1, whole=True), 1000)
     lease_seconds: float = _setting(_number("seconds", minimum=1), 15)

@@ -1,4 +1,4 @@
-"""When the garbage collector goes over everything, in a server process."""
+"""When the garbage collector goes over what there is, in a server process."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ class Server:
         self.is_busy = True
         self._started: list[Collector] = []
 
-    def start(self, defer_seconds: float = 60.0) -> Collector:
-        made = Collector(freeze=False, defer_seconds=defer_seconds, is_busy=lambda: self.is_busy)
+    def start(self, defer_seconds: float = 60.0, young_objects: int = 0) -> Collector:
+        made = Collector(
+            freeze=False, young_objects=young_objects, defer_seconds=defer_seconds, is_busy=lambda: self.is_busy
+        )
         made.start()
         self._started.append(made)
         return made
@@ -101,9 +103,49 @@ async def test_what_python_would_not_look_at_yet_is_left(server: Server) -> None
     assert found() is not None
 
 
-async def test_the_rounds_for_young_objects_stay_as_they_are(server: Server) -> None:
-    server.start()
+async def test_the_rounds_for_young_objects_stay_as_they_are_where_python_decides(server: Server) -> None:
+    server.start(young_objects=0)
     assert gc.get_threshold() == (*OWN[:2], 300)
+
+
+@pytest.mark.parametrize(("pythons", "full"), [((700, 10, 10), 1), ((2000, 10, 10), 2)])
+async def test_fewer_rounds_for_young_objects_and_full_ones_after_as_many_as_before(
+    server: Server, pythons: tuple[int, int, int], full: int
+) -> None:
+    gc.set_threshold(*pythons)
+    made = server.start(young_objects=10_000, defer_seconds=0)
+    assert gc.get_threshold() == (10_000, 10, full)
+    made.stop()
+    assert gc.get_threshold() == pythons
+    server.start(young_objects=10_000)
+    assert gc.get_threshold() == (10_000, 10, 21)
+
+
+async def test_a_full_round_is_due_after_as_many_objects_whatever_the_short_ones_are(server: Server) -> None:
+    server.is_busy = False
+    server.start(young_objects=OWN[0] * OWN[2] + 1)
+    gc.collect()
+    cycle = Cycle()
+    gc.collect(1)
+    found = weakref.ref(cycle)
+    del cycle
+    await some_looks()
+    assert found() is None
+
+
+@pytest.mark.parametrize("own", [(0, 10, 10), (50_000, 10, 10), (699, 10, 10)])
+async def test_a_site_that_has_chosen_its_own_rounds_for_young_objects_keeps_them(
+    server: Server, own: tuple[int, int, int]
+) -> None:
+    gc.set_threshold(*own)
+    server.start(young_objects=10_000, defer_seconds=0)
+    assert gc.get_threshold() == own
+
+
+async def test_full_rounds_that_a_site_has_switched_off_stay_off(server: Server) -> None:
+    gc.set_threshold(700, 10, 0)
+    server.start(young_objects=10_000)
+    assert gc.get_threshold() == (10_000, 10, 0)
 
 
 async def test_python_decides_where_nothing_is_to_wait(server: Server) -> None:

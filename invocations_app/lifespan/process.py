@@ -15,6 +15,7 @@ from django.db import connections
 from invocations_app import conf, targets
 from invocations_app.lifespan.callbacks import CallbackFailed, call_all
 from invocations_app.lifespan.collector import Collector
+from invocations_app.lifespan.imports import Imports
 from invocations_app.lifespan.signals import SignalChain
 from invocations_app.runs.host import get_host
 from invocations_app.storage import database
@@ -36,6 +37,7 @@ class Process:
         self._draining: asyncio.Task[None] | None = None
         self._was_started = False
         self._collector: Collector | None = None
+        self._imports = Imports()
 
     async def start(self) -> str | None:
         """Get ready to serve; return why the boot is refused, or None."""
@@ -55,11 +57,16 @@ class Process:
         self._signals.install()
         host = conf.get_host()
         self._collector = Collector(
-            freeze=host.gc_freeze, defer_seconds=host.gc_defer_seconds, is_busy=lambda: bool(self._host.live)
+            freeze=host.gc_freeze,
+            young_objects=host.gc_young_objects,
+            defer_seconds=host.gc_defer_seconds,
+            is_busy=lambda: bool(self._host.live),
         )
         self._collector.start()
         if host.telemetry_rests:
             telemetry.switch.watch()
+        if host.quick_imports:
+            self._imports.quicken()
         return None
 
     async def stop(self, *, is_cut: bool) -> str | None:
@@ -82,6 +89,7 @@ class Process:
         finally:
             self._signals.restore()
             telemetry.switch.release()
+            self._imports.release()
             await _leave_targets()
             await asyncio.to_thread(_close_database)
         return None
