@@ -113,8 +113,10 @@ class InvocationsHandler(ASGIHandler):
             body = await _read_body(receive)
         except RequestAborted:
             return
-        watch = _Watch(receive)
-        self._watches.start_later(watch)
+        # Python asks the system for its process each time that it is asked for the running loop.
+        loop = asyncio.get_running_loop()
+        watch = _Watch(receive, loop)
+        self._watches.start_later(watch, loop)
         try:
             await self._respond(scope, body, send)
         except asyncio.CancelledError:
@@ -212,10 +214,10 @@ class _Watch:
 
     __slots__ = ("_has_left", "_receive", "_request", "_task", "is_over")
 
-    def __init__(self, receive: Any) -> None:
+    def __init__(self, receive: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.is_over = False
         self._receive = receive
-        self._request = asyncio.current_task()
+        self._request = asyncio.current_task(loop)
         self._task: asyncio.Task[None] | None = None
         self._has_left = False
 
@@ -247,9 +249,8 @@ class _Watches:
         # Together, as loops of several threads may come by turns; each one's timer knows its own.
         self._latest: tuple[asyncio.AbstractEventLoop | None, deque[tuple[float, _Watch]]] = (None, deque())
 
-    def start_later(self, watch: _Watch) -> None:
+    def start_later(self, watch: _Watch, loop: asyncio.AbstractEventLoop) -> None:
         """Have a watch begin after 50 ms, if it is not over by then."""
-        loop = asyncio.get_running_loop()
         known, young = self._latest
         if loop is not known:
             young = deque()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from contextvars import ContextVar, Token
+from contextvars import Context, ContextVar, Token
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii
 from typing import Any
@@ -189,6 +189,20 @@ def request_keys(request: Any) -> RequestKeys:
 
 _keys: ContextVar[IsolationKeys | None] = ContextVar("invocations_isolation_keys", default=None)
 _call_id: ContextVar[str | None] = ContextVar("invocations_call_id", default=None)
+
+
+def hold(context: Context, keys: RequestKeys) -> None:
+    """Set the keys and the call id in a context that is left with its run, where it does not have them yet.
+
+    Args:
+        context: The context.
+        keys: What the trusted headers say; empty where they are not trusted.
+    """
+    isolation = None if keys.isolation.is_empty else keys.isolation
+    if context.get(_keys) != isolation:
+        context.run(_keys.set, isolation)
+    if context.get(_call_id) != keys.call_id:
+        context.run(_call_id.set, keys.call_id)
 
 
 def get_current_isolation_keys() -> IsolationKeys | None:

@@ -661,6 +661,41 @@ def test_decoders_text_says_what_is_wrong(body: bytes, text: str) -> None:
     assert caught.value.text == text
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a": 1}',
+        b'{"a": 1}\n',
+        b' \t\r\n{"a": 1} \t\r\n',
+        b'\xef\xbb\xbf{"a": 1}',
+        b'\xef\xbb\xbf\xef\xbb\xbf{"a": 1}',
+        b'{"a": 1}\xef\xbb\xbf',
+        b'{"a": 1} x',
+        b'{"a": 1}\n{"a": 2}',
+        b'{"a": 1}\x0b',
+        b'{"a": 1}\xc2\xa0',
+        b'{"a": 1,\n',
+        b"{",
+        b"",
+        b" ",
+        b"[1]",
+        b'"\xff"',
+        b'\xef\xbb\xbf"\xff"',
+        b"\xef\xbb",
+    ],
+)
+def test_body_is_read_as_python_reads_it(body: bytes) -> None:
+    try:
+        expected: Any = json.JSONDecoder().decode(body.decode("utf-8-sig"))
+    except ValueError as error:
+        expected = str(error)
+    try:
+        read = strict_json.loads(body)
+    except strict_json.InvalidJson as error:
+        read = error.text
+    assert read == expected
+
+
 def test_number_that_is_not_finite_is_never_written() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         strict_json.dump_compact({"a": float("nan")})

@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +18,11 @@ from django.utils import timezone
 from invocations_app.events import Answer
 from invocations_app.exceptions import RunInterrupted, SessionBusy, TargetFailed
 from invocations_app.models import InvocationRecord, MessageRecord, SessionRecord
-from invocations_app.storage import database, groups, loop_writer, turns
+from invocations_app.storage import database, groups, loop_writer, swift, turns
 from invocations_app.storage.grouping import Group, NotSwift
 from invocations_app.storage.invocations import StoredInvocation
 from invocations_app.storage.turns import Turn
+from tests.session_fakes import failing_statements
 from tests.test_turns import change_of, ending, request
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -370,17 +372,68 @@ def unrecorded() -> Turn:
     return Turn(0, job.owner, None, job.begun_at, unrecorded=job)
 
 
-async def test_turns_recorded_at_their_end_share_a_transaction(commits: Commits, alone: list[Any]) -> None:
-    assert await together(*(commit_of(unrecorded()) for _ in range(10))) == [None] * 10
-    assert (commits.count, alone) == (1, [])
+async def test_turns_recorded_at_their_end_share_a_statement_which_is_their_transaction(
+    commits: Commits, alone: list[Any]
+) -> None:
+    told: list[str] = []
+    with failing_statements(lambda sql: told.append(sql) is not None):
+        assert await together(*(commit_of(unrecorded()) for _ in range(10))) == [None] * 10
+    assert [sql.split(None, 3)[:3] for sql in told] == [["INSERT", "INTO", '"invocations_app_invocationrecord"']]
+    assert (commits.count, alone) == (0, [])
     assert await all_rows(lambda: InvocationRecord.objects.values_list("status", flat=True)) == ["succeeded"] * 10
+
+
+async def test_turns_recorded_at_their_end_and_others_share_a_transaction(commits: Commits, alone: list[Any]) -> None:
+    turns_begun = [*await begun(2), unrecorded(), unrecorded()]
+    commits.count = 0
+    assert await together(*(commit_of(turn, "a", "b") for turn in turns_begun)) == [None] * 4
+    assert (commits.count, alone) == (1, [])
+    assert await all_rows(lambda: InvocationRecord.objects.values_list("status", flat=True)) == ["succeeded"] * 4
+
+
+async def test_more_turns_than_a_statement_takes_share_a_transaction(
+    commits: Commits, alone: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swift._WHOLE_RECORD, "rows_at_once", lambda connection: 3)
+    assert await together(*(commit_of(unrecorded()) for _ in range(4))) == [None] * 4
+    assert (commits.count, alone) == (1, [])
+    assert await database.run(InvocationRecord.objects.count) == 4
+
+
+async def test_record_that_cannot_be_written_takes_back_its_statement_and_no_other_turn(alone: list[Any]) -> None:
+    turns_begun = [unrecorded() for _ in range(3)]
+    outcomes = await together(*(commit_of(turn) for turn in (*turns_begun, turns_begun[0])))
+    assert outcomes[:3] == [None] * 3
+    assert [job.turn for job in alone] == [turns_begun[0]]
+    assert await database.run(InvocationRecord.objects.count) == 3
+
+
+@pytest.mark.parametrize(
+    ("autocommit", "in_atomic_block", "is_whole"), [(True, False, True), (False, False, False), (True, True, False)]
+)
+def test_a_statement_is_a_transaction_on_a_connection_that_commits_each(
+    autocommit: bool, in_atomic_block: bool, is_whole: bool
+) -> None:
+    commits: Group[int, None] = Group(lambda *_: {}, lambda _: None, lambda job: job, is_one=lambda *_: True)
+    connection = SimpleNamespace(get_autocommit=lambda: autocommit, in_atomic_block=in_atomic_block)
+    assert commits._is_whole(connection, [1]) is is_whole
 
 
 @pytest.mark.parametrize("number", [1, 4])
 async def test_turn_recorded_at_its_end_whose_confirmation_got_lost_is_recorded_once(
-    commits: Commits, alone: list[Any], number: int
+    alone: list[Any], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    commits.break_next = "after"
+    original: Callable[..., Any] = groups._commits._swift
+    lost: list[Any] = []
+
+    def losing(connection: Any, cursor: Any, jobs: Any) -> Any:
+        outcome = original(connection, cursor, jobs)
+        if not lost:
+            lost.append(jobs)
+            raise OperationalError("the confirmation is lost")
+        return outcome
+
+    monkeypatch.setattr(groups._commits, "_swift", losing)
     assert await together(*(commit_of(unrecorded()) for _ in range(number))) == [None] * number
     assert len(alone) == number
     assert await database.run(InvocationRecord.objects.count) == number

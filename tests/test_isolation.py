@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import hashlib
 import json
 from itertools import combinations, product
@@ -18,6 +19,7 @@ from invocations_app.isolation import (
     Scope,
     get_current_call_id,
     get_current_isolation_keys,
+    hold,
     read_request_keys,
     reset_current_call_id,
     reset_current_isolation_keys,
@@ -133,6 +135,21 @@ def test_call_id_is_set_and_reset_in_the_current_context() -> None:
     assert get_current_call_id() == "call"
     reset_current_call_id(token)
     assert get_current_call_id() is None
+
+
+@pytest.mark.parametrize("before", [RequestKeys(), RequestKeys(IsolationKeys("u", "c"), call_id="before")])
+@pytest.mark.parametrize(
+    "keys", [RequestKeys(), RequestKeys(IsolationKeys(chat_key="c")), RequestKeys(user_id="u", call_id="call")]
+)
+def test_a_context_holds_the_keys_of_its_run_whatever_it_was_copied_from(
+    before: RequestKeys, keys: RequestKeys
+) -> None:
+    copied = contextvars.Context()
+    hold(copied, before)
+    hold(copied, keys)
+    held = copied.run(get_current_isolation_keys), copied.run(get_current_call_id)
+    assert held == (None if keys.isolation.is_empty else keys.isolation, keys.call_id)
+    assert (get_current_isolation_keys(), get_current_call_id()) == (None, None)
 
 
 async def test_concurrent_tasks_never_see_each_others_keys() -> None:

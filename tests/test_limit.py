@@ -11,14 +11,14 @@ from invocations_app.runs.limit import Limit
 
 
 async def test_work_in_time_is_left_alone() -> None:
-    limit = Limit(0.05)
+    limit = Limit(0.05, asyncio.get_running_loop())
     await asyncio.sleep(0)
     assert limit.end() is False
     await asyncio.sleep(0.1)
 
 
 async def test_work_that_takes_longer_is_cancelled_by_the_limit_alone() -> None:
-    limit = Limit(0.01)
+    limit = Limit(0.01, asyncio.get_running_loop())
     with pytest.raises(asyncio.CancelledError):
         await asyncio.sleep(5)
     assert limit.end() is True
@@ -31,7 +31,7 @@ async def test_a_cancellation_by_others_is_not_the_limits() -> None:
     ended: list[bool] = []
 
     async def work() -> None:
-        limit = Limit(5)
+        limit = Limit(5, asyncio.get_running_loop())
         try:
             await asyncio.sleep(5)
         finally:
@@ -49,7 +49,7 @@ async def test_a_cancellation_by_others_beside_the_limits_goes_on() -> None:
     ended: list[bool] = []
 
     async def work() -> None:
-        limit = Limit(0.01)
+        limit = Limit(0.01, asyncio.get_running_loop())
         try:
             try:
                 await asyncio.sleep(5)
@@ -69,7 +69,7 @@ async def test_a_cancellation_by_others_beside_the_limits_goes_on() -> None:
 
 
 async def test_work_that_ends_well_in_spite_of_the_limit_leaves_no_cancellation_behind() -> None:
-    limit = Limit(0.01)
+    limit = Limit(0.01, asyncio.get_running_loop())
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.sleep(5)
     limit.end()

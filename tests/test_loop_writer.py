@@ -85,6 +85,12 @@ async def whole_turn(session_id: str | None = "s1", *texts: str) -> Turn:
     return turn
 
 
+def unrecorded() -> Turn:
+    """Return a turn that is recorded once, at its end."""
+    job = request(None)
+    return Turn(0, job.owner, None, job.begun_at, unrecorded=job)
+
+
 @contextlib.contextmanager
 def locked() -> Iterator[Callable[[], None]]:
     """Hold the database's lock, as another process would; yields what lets go of it."""
@@ -169,6 +175,26 @@ async def test_a_run_is_lone_as_long_as_few_others_live(ready: Sent, monkeypatch
     monkeypatch.setattr(loop_writer, "FEW", 0)
     await post({"message": "hi", "session_id": "one of many"})
     assert said == [False]
+
+
+async def test_the_record_of_a_lone_turn_is_one_statement(ready: Sent) -> None:
+    told: list[str] = []
+    with failing_statements(lambda sql: told.append(sql) is not None):
+        await commit(unrecorded())
+    assert [sql.split(None, 3)[:3] for sql in told] == [["INSERT", "INTO", '"invocations_app_invocationrecord"']]
+    assert ready.taken() == []
+    assert await count(InvocationRecord, status="succeeded") == 2
+
+
+async def test_a_record_that_cannot_be_written_now_is_left_to_the_thread(ready: Sent) -> None:
+    with locked() as let_go:
+        committing = asyncio.ensure_future(commit(unrecorded()))
+        await asyncio.sleep(0.05)
+        assert not committing.done()
+        assert ready.taken() == ["_carry_out"]
+        let_go()
+        await committing
+    assert await count(InvocationRecord, status="succeeded") == 2
 
 
 async def test_a_session_that_is_kept_is_claimed_without_a_thread(ready: Sent) -> None:

@@ -5,6 +5,7 @@ What a refused body is answered with is left to the dialects.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from invocations_app.sse import replace_surrogates
 MAX_DEPTH = 100
 MAX_INTEGER_DIGITS = 4300
 
+_BLANKS = " \t\n\r"
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -84,9 +86,15 @@ def loads(body: bytes) -> Any:
         InvalidJson: If the body is anything else.
     """
     try:
-        text = body.decode("utf-8-sig")
+        # The codec that knows the mark is written in Python, and looked up for each body.
+        text = body.removeprefix(codecs.BOM_UTF8).decode()
         if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
             raise InvalidJson(f"Values nest deeper than {MAX_DEPTH}")
+        if text.startswith("{"):
+            # As ``decode`` does where nothing stands before the value, without looking for that.
+            value, end = _decoder.raw_decode(text)
+            if end == len(text) or not text[end:].strip(_BLANKS):
+                return value
         return _decoder.decode(text)
     except ValueError as error:
         raise InvalidJson(str(error)) from None

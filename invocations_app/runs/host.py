@@ -61,13 +61,14 @@ class Host:
         owner: Random id of this process and loop, by which records know who runs them.
         runs: Every run that has a record, by the record's primary key.
         closing: Whether no new run is taken any more.
+        loop: The event loop.
     """
 
     def __init__(self) -> None:
         self.owner = uuid.uuid4().hex
         self.runs: dict[int, Run] = {}
         self.closing = False
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._live: set[Run] = set()
         self._admitted: set[Run] = set()
         self._errands: set[asyncio.Task[None]] = set()
@@ -127,7 +128,7 @@ class Host:
         Args:
             coroutine: What to do.
         """
-        task = self._loop.create_task(coroutine, context=contextvars.Context())
+        task = self.loop.create_task(coroutine, context=contextvars.Context())
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
 
@@ -140,7 +141,7 @@ class Host:
         """
         self.runs[record_pk] = run
         if self._timer is None and self._tending is None:
-            now = self._loop.time()
+            now = self.loop.time()
             self._looked_at = self._renewed_at = now
             self._arm()
 
@@ -176,10 +177,10 @@ class Host:
         await get_wakeups().close()
 
     async def _wait_until_idle(self, seconds: float) -> None:
-        deadline = self._loop.time() + seconds
+        deadline = self.loop.time() + seconds
         # Further ones may come meanwhile: a repeated request is still looked up.
-        while (tasks := [run.task for run in self._live if not run.task.done()]) and self._loop.time() < deadline:
-            await asyncio.wait(tasks, timeout=deadline - self._loop.time())
+        while (tasks := [run.task for run in self._live if not run.task.done()]) and self.loop.time() < deadline:
+            await asyncio.wait(tasks, timeout=deadline - self.loop.time())
 
     # What is done for all of them
 
@@ -189,7 +190,7 @@ class Host:
             self._tend()
 
     def _arm(self) -> None:
-        self._timer = self._loop.call_later(conf.get_host().event_flush_milliseconds / 1000, self._tend)
+        self._timer = self.loop.call_later(conf.get_host().event_flush_milliseconds / 1000, self._tend)
 
     def _tend(self) -> None:
         if self._timer is not None:
@@ -197,7 +198,7 @@ class Host:
             self._timer = None
         if self.runs and self._tending is None:
             # Not in the context of the run that happened to start it.
-            self._tending = self._loop.create_task(self._tend_once(), context=contextvars.Context())
+            self._tending = self.loop.create_task(self._tend_once(), context=contextvars.Context())
 
     async def _tend_once(self) -> None:
         full = False
@@ -242,7 +243,7 @@ class Host:
 
     async def _hear(self) -> None:
         """Renew the leases when it is time, and hear who was cancelled or taken over."""
-        now = self._loop.time()
+        now = self.loop.time()
         lease_seconds = conf.get_host().lease_seconds
         pks = list(self.runs)
         if now - self._renewed_at >= lease_seconds / _RENEWALS:

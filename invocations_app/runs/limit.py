@@ -10,12 +10,12 @@ class Limit:
 
     Args:
         seconds: The time, from now on.
+        loop: The running event loop.
     """
 
     __slots__ = ("_before", "_is_over", "_task", "_timer")
 
-    def __init__(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
+    def __init__(self, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
         task = asyncio.current_task(loop)
         assert task is not None, "A limit is set within a task."  # noqa: S101 - for the type checker
         self._task = task

@@ -117,7 +117,8 @@ class Run:
     """
 
     def __init__(self, request: RunRequest) -> None:
-        loop = asyncio.get_running_loop()
+        self._host = get_host()
+        loop = self._host.loop
         self.invocation: Invocation = request.parsed.invocation
         self.endpoint = request.endpoint
         self.correlation_id = request.correlation_id or new_correlation_id()
@@ -128,7 +129,6 @@ class Run:
         self.tape = Tape()
         self.ending = asyncio.Lock()
         self._request = request
-        self._host = get_host()
         self._dialect = get_dialect(request.parsed.invocation.dialect)
         self._encoder = self._dialect.invocations_from_streaming_run()
         self._readers = 0
@@ -143,8 +143,7 @@ class Run:
         # A copy of its own: the middleware unsets the keys while the response still streams.
         context = contextvars.copy_context()
         keys = request.keys
-        context.run(isolation.set_current_isolation_keys, None if keys.isolation.is_empty else keys.isolation)
-        context.run(isolation.set_current_call_id, keys.call_id)
+        isolation.hold(context, keys)
         context.run(foundry.bind, keys, self.session_id)
         self._host.hold(self)
         if request.taken is not None:
@@ -403,7 +402,7 @@ class Run:
         """Run the target within its time."""
         invocation = self.invocation
         telemetry.switch.match()
-        limit = Limit(self.endpoint.run_timeout_seconds)
+        limit = Limit(self.endpoint.run_timeout_seconds, self._host.loop)
         try:
             async with provider_context.bound(
                 work.agents, invocation.id, lambda: invocations.previous_id(turn.session_pk, turn.record_pk)

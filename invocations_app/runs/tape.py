@@ -53,7 +53,8 @@ class Tape:
         self._holders: set[Place] = set()
         self._followers: set[Place] = set()
         self._waiting: set[Place] = set()
-        self._room = asyncio.Event()
+        # Made by a writer who has to wait: most never do.
+        self._room: asyncio.Event | None = None
         self._logged: int | None = 0
         # The event, and the bytes, at which the writer looks who is behind: it need not do so at every one.
         self._look_at = min(HIGH_WATER, FLUSH_EVENTS)
@@ -112,6 +113,8 @@ class Tape:
     async def room(self) -> None:
         """Wait until neither a reader that holds the tape nor the log is too far behind."""
         while self.is_full:
+            if self._room is None:
+                self._room = asyncio.Event()
             self._room.clear()
             await self._room.wait()
 
@@ -215,7 +218,8 @@ class Tape:
         self._look_at = min(self._full_at, logged + FLUSH_EVENTS)
         if self._logged is None and not self._holders:
             self._look_at = 0
-        self._room.set()
+        if self._room is not None:
+            self._room.set()
 
     def _wake(self) -> None:
         for place in self._waiting:

@@ -59,6 +59,8 @@ class Group(Generic[Job, T]):
             meet lock rows in one order.
         at_once: As ``swift``, but leaves out what the event loop must not be kept waiting for; None where
             that is all.
+        is_one: Tells, of Django's connection and jobs, whether ``swift`` does them in one statement, which is a
+            transaction by itself: to begin and commit one takes as long again. None: never.
     """
 
     def __init__(
@@ -67,9 +69,11 @@ class Group(Generic[Job, T]):
         alone: Callable[[Job], T],
         order: Callable[[Job], Any],
         at_once: Callable[[Any, Any, Sequence[Job]], Mapping[int, T]] | None = None,
+        is_one: Callable[[Any, Sequence[Job]], bool] | None = None,
     ) -> None:
         self._swift = swift
         self._at_once = at_once
+        self._is_one = is_one
         self._alone = alone
         self._order = order
         self._lock = threading.Lock()
@@ -140,7 +144,7 @@ class Group(Generic[Job, T]):
         try:
             if len(entries) > 1:
                 entries.sort(key=self._order_of)
-            done = loop_writer.writer.write(self._at_once, [job for job, _, _ in entries])
+            done = loop_writer.writer.write(self._at_once, [job for job, _, _ in entries], self._is_one)
         except Exception:
             # Whoever goes the long way tells what is wrong.
             return entries
@@ -184,7 +188,8 @@ class Group(Generic[Job, T]):
             for way in (self._together, self._apart) if len(jobs) > 1 else (self._together,):
                 is_done = False
                 try:
-                    with transaction.atomic(using=using):
+                    is_whole = way == self._together and self._is_whole(connection, jobs)
+                    with contextlib.nullcontext() if is_whole else transaction.atomic(using=using):
                         done = way(connection, jobs, places)
                         is_done = True
                     break
@@ -196,6 +201,15 @@ class Group(Generic[Job, T]):
                         # both.
                         break
         return [(done[place], None) if place in done else self._one(job) for place, job in enumerate(jobs)]
+
+    def _is_whole(self, connection: Any, jobs: Sequence[Job]) -> bool:
+        """Return whether jobs are one statement, and a statement is a transaction."""
+        return (
+            self._is_one is not None
+            and connection.get_autocommit()
+            and not connection.in_atomic_block
+            and self._is_one(connection, jobs)
+        )
 
     def _together(self, connection: Any, jobs: Sequence[Job], places: Sequence[int]) -> dict[int, T]:
         with contextlib.closing(plain_sql.driver_cursor(connection)) as cursor:

@@ -130,7 +130,7 @@ def _failed_pk(job: Failure) -> tuple[int, int]:
 _begins: Group[TurnRequest, Begun] = Group(
     swift.begin, _begin_alone, _session, partial(swift.begin, with_histories=False)
 )
-_commits: Group[Commit, None] = Group(swift.commit, _commit_alone, _session_pk, _commit_at_once)
+_commits: Group[Commit, None] = Group(swift.commit, _commit_alone, _session_pk, _commit_at_once, swift.is_one_statement)
 # These go the ORM's way in a group too: hundreds of clients may leave at once.
 _fails: Group[Failure, None] = Group(each(_fail_alone), _fail_alone, _failed_pk)
 _joins: Group[int, bool] = Group(each(invocations.is_joined_now), invocations.is_joined_now, lambda pk: pk)

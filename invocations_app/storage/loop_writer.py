@@ -20,6 +20,7 @@ from invocations_app.storage.loop_connection import LoopConnection, has_log_ahea
 Job = TypeVar("Job")
 T = TypeVar("T")
 Swift: TypeAlias = Callable[[Any, Any, Sequence[Job]], Mapping[int, T]]
+IsOne: TypeAlias = Callable[[Any, Sequence[Job]], bool]
 
 #: More jobs than these are no lone ones: the thread does them while the loop goes on.
 FEW = 4
@@ -38,13 +39,16 @@ class LoopWriter:
         self._own = LoopConnection(database.alias, _flushes_nothing)
         self._jobs = 0
 
-    def write(self, swift: Swift[Job, T] | None, jobs: Sequence[Job]) -> Mapping[int, T]:
+    def write(
+        self, swift: Swift[Job, T] | None, jobs: Sequence[Job], is_one: IsOne[Job] | None = None
+    ) -> Mapping[int, T]:
         """Do jobs in a transaction, if that can be done at once.
 
         Args:
             swift: Does jobs with plain statements on a driver's cursor, and returns the outcomes by their places.
                 Its connection is Django's, and only to be asked about the database.
             jobs: The jobs.
+            is_one: Tells whether the function does them in one statement: then that is the transaction.
 
         Returns:
             What the function returned, committed; nothing where it could not be done, or failed.
@@ -59,17 +63,19 @@ class LoopWriter:
             if self._jobs > _JOBS_IN_A_ROW:
                 self._jobs = 0
                 return {}
-            return self._write(connection, swift, jobs)
+            return self._write(connection, swift, jobs, is_whole=is_one is not None and is_one(connection, jobs))
         finally:
             self._own.give_back()
 
-    def _write(self, connection: Any, swift: Swift[Job, T], jobs: Sequence[Job]) -> Mapping[int, T]:
+    def _write(self, connection: Any, swift: Swift[Job, T], jobs: Sequence[Job], *, is_whole: bool) -> Mapping[int, T]:
         driver: sqlite3.Connection = connection.connection
         try:
             with contextlib.closing(plain_sql.driver_cursor(connection)) as cursor:
-                cursor.execute("BEGIN IMMEDIATE")
+                if not is_whole:
+                    cursor.execute("BEGIN IMMEDIATE")
                 outcomes = swift(connection, cursor, jobs)
-                cursor.execute("COMMIT")
+                if not is_whole:
+                    cursor.execute("COMMIT")
             return outcomes
         except BaseException as error:
             # A lock, a case that is not the common one, or something worse: whoever knows every case will tell.

@@ -169,6 +169,14 @@ class Insert:
         self._given = tuple(given)
         self._from_now = from_now
 
+    def rows_at_once(self, connection: Any) -> int:
+        """Return how many rows fit into one statement.
+
+        Args:
+            connection: Django's connection, open.
+        """
+        return rows_at_once(connection, len(self._given))
+
     @functools.lru_cache(maxsize=256)  # noqa: B019 - made once a model, at import
     def text(self, vendor: str, rows: int = 1, *, on_conflict: str = "", returning: str = "") -> str:
         """Return the statement.
@@ -210,7 +218,7 @@ class Insert:
         """
         if not rows:
             return []
-        at_once = 1 if len(rows) == 1 else rows_at_once(connection, len(self._given))
+        at_once = 1 if len(rows) == 1 else self.rows_at_once(connection)
         back: list[Any] = []
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]

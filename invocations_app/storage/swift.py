@@ -370,6 +370,18 @@ def commit(connection: Any, cursor: Any, jobs: Sequence[Commit]) -> dict[int, No
     return done
 
 
+def is_one_statement(connection: Any, jobs: Sequence[Commit]) -> bool:
+    """Return whether `commit` writes jobs, or any of them, in one statement: records of turns that were not begun.
+
+    Args:
+        connection: Django's connection, open.
+        jobs: What is committed.
+    """
+    return all(job.turn.unrecorded is not None for job in jobs) and (
+        len(jobs) == 1 or len(jobs) <= _WHOLE_RECORD.rows_at_once(connection)
+    )
+
+
 def _appends(job: Commit) -> bool:
     if job.answer.pending:
         return False
