@@ -36,7 +36,7 @@ def columns_of_indexes(model: Any) -> list[list[str]]:
             [
                 ["endpoint", "status"],
                 [
-                    *("finished_minute", "endpoint", "status", "duration_bucket", "first_byte_bucket"),
+                    *("finished_minute", "id", "endpoint", "status", "duration_bucket", "first_byte_bucket"),
                     "total_tokens",
                 ],
                 ["id"],
