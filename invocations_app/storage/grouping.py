@@ -60,7 +60,7 @@ class Group(Generic[Job, T]):
         at_once: As ``swift``, but leaves out what the event loop must not be kept waiting for; None where
             that is all.
         is_one: Tells, of Django's connection and jobs, whether ``swift`` does them in one statement, which is a
-            transaction by itself: to begin and commit one takes as long again. None: never.
+            transaction by itself and needs none around it. None: never.
     """
 
     def __init__(
