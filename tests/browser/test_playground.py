@@ -46,8 +46,9 @@ async def test_frames_are_shown_as_they_came_with_their_times(new_page: NewPage)
         for text in await play.frames.locator("time").all_inner_texts()
     ]
     assert times == sorted(times)
-    # The stand-in takes 30 milliseconds for a word.
-    assert times[6] - times[2] > 0.09
+    # The stand-in takes 30 milliseconds for a word; a slow browser sees some of them together, and none earlier.
+    assert times[6] - times[0] > 0.09
+    assert len(set(times)) > 2
     await expect(play.page.locator("#frames-figures")).to_have_text("6 frames, 52 bytes")
 
 
