@@ -57,13 +57,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     gc.set_threshold(*before)
 
 
-def old_garbage() -> Callable[[], object]:
-    """Make garbage that only a full round finds, and let so many smaller ones pass that Python would make one."""
+def old_garbage(further_rounds: int = OWN[2]) -> Callable[[], object]:
+    """Make garbage that only a full round finds, and let smaller ones pass: so many that Python would make one."""
     cycle = Cycle()
     gc.collect(1)
     found = weakref.ref(cycle)
     del cycle
-    for _ in range(OWN[2]):
+    for _ in range(further_rounds):
         gc.collect(1)
     return found
 
@@ -95,10 +95,7 @@ async def test_what_python_would_not_look_at_yet_is_left(server: Server) -> None
     server.is_busy = False
     server.start()
     gc.collect()
-    cycle = Cycle()
-    gc.collect(1)
-    found = weakref.ref(cycle)
-    del cycle
+    found = old_garbage(further_rounds=0)
     await some_looks()
     assert found() is not None
 
@@ -125,10 +122,7 @@ async def test_a_full_round_is_due_after_as_many_objects_whatever_the_short_ones
     server.is_busy = False
     server.start(young_objects=OWN[0] * OWN[2] + 1)
     gc.collect()
-    cycle = Cycle()
-    gc.collect(1)
-    found = weakref.ref(cycle)
-    del cycle
+    found = old_garbage(further_rounds=0)
     await some_looks()
     assert found() is None
 

@@ -93,7 +93,7 @@ def loads(body: bytes) -> Any:
         if text.startswith("{"):
             # As ``decode`` does where nothing stands before the value, without looking for that.
             value, end = _decoder.raw_decode(text)
-            if end == len(text) or not text[end:].strip(_BLANKS):
+            if not text[end:].strip(_BLANKS):
                 return value
         return _decoder.decode(text)
     except ValueError as error:

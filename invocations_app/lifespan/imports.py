@@ -42,7 +42,7 @@ class Imports:
         if not _IS_DEAR:
             return
         for name, module in list(sys.modules.items()):
-            if name.startswith(f"{_PACKAGE}.") and type(module) is ModuleType and not _needs_none(module):
+            if name.startswith(f"{_PACKAGE}.") and type(module) is ModuleType and not _is_left_alone(module):
                 module.__class__ = _Module
                 self._changed.append(module)
 
@@ -55,6 +55,6 @@ class Imports:
         self._changed.clear()
 
 
-def _needs_none(module: ModuleType) -> bool:
+def _is_left_alone(module: ModuleType) -> bool:
     """Return whether a module answers by itself for what it has not, or is a package, which has its path."""
     return not {"__getattr__", "__path__"}.isdisjoint(vars(module))

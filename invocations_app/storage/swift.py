@@ -377,9 +377,8 @@ def is_one_statement(connection: Any, jobs: Sequence[Commit]) -> bool:
         connection: Django's connection, open.
         jobs: What is committed.
     """
-    return all(job.turn.unrecorded is not None for job in jobs) and (
-        len(jobs) == 1 or len(jobs) <= _WHOLE_RECORD.rows_at_once(connection)
-    )
+    is_whole = all(job.turn.unrecorded is not None for job in jobs)
+    return is_whole and len(jobs) <= _WHOLE_RECORD.rows_at_once(connection)
 
 
 def _appends(job: Commit) -> bool:
