@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import instructions, plan, plot, profile, report, rounds, wrk
+from benchmarks import by_turns, instructions, plan, plot, profile, report, rounds, wrk
 from benchmarks.asking import Answer, request_bytes
 from benchmarks.fleet import Fleet, Kind, ServerFailed
 from benchmarks.in_process import Driver
@@ -43,6 +44,22 @@ def test_scenario_runs_on_all_its_servers(scenario: Scenario) -> None:
     values = [value for sample in results.samples for value in sample.metrics.values()]
     assert values
     assert all(math.isfinite(value) for value in values)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+@needs_wrk
+def test_servers_are_loaded_by_turns(capsys: Any) -> None:
+    assert by_turns.main(["floor", "ours", "--turns", "1", "--connections", "1"]) == 0
+    first, other = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"floor: \S+/s \(1\.000×\), \S+ ms of processor time \(1\.000×\)", first)
+    assert re.fullmatch(r"ours: \S+/s \(\d\.\d{3}×\), \S+ ms of processor time \(\d+\.\d{3}×\)", other)
+
+
+def test_servers_that_there_are_not_are_told(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        by_turns.main(["ours", "nobody's"])
+    assert "no such server: nobody's" in capsys.readouterr().err
 
 
 @pytest.mark.slow
